@@ -1,0 +1,145 @@
+"""The command line: `radfm ask`. Rooms are imported when a command needs them, so that `radfm --help` is instant."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .scan_types_radfm import Scan
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+HERE = Path(__file__).parent
+BAD_INPUT, OUR_FAULT = 2, 1
+END_OF_CONVERSATION = ("", "exit", "quit")
+
+
+@app.callback()
+def radfm() -> None:
+    """RadFM reads 2D and 3D radiology scans and answers in words. For research, not for diagnosis."""
+
+
+@app.command()
+def ask(
+    scans_and_question: Annotated[
+        list[str], typer.Argument(metavar="SCAN... [QUESTION]", help="Files, folders or zips; the question last.")
+    ],
+    model: Annotated[str, typer.Option(help="A folder or a Hub id; the demo checkpoint where it is left out.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; a GPU where there is one.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is complete.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would go into the model, and load no weights.")] = False,
+) -> None:
+    """Ask about one or several scans; without a question, start a conversation about them.
+
+    Examples:
+
+      radfm ask chest.dcm "Which imaging modality is this?"
+
+      radfm ask ct_series/ "Which body part is shown?" --json
+
+      radfm ask before.nii.gz after.nii.gz "What is the finding?" --model my-radfm --device cuda
+
+      radfm ask ct_series.zip
+
+      radfm ask ct_series/ --plan
+    """
+    sources, question = _split(scans_and_question)
+    start = time.time()
+    model = model or str(HERE)
+    _check_model(model)
+    scans = [_load(source) for source in sources]
+    for source, scan in zip(sources, scans, strict=True):
+        for warning in scan.warnings:
+            print(f"{source}: {warning}", file=sys.stderr)
+    if plan:
+        _print_plan(model, sources, scans, device, max_new_tokens)
+        return
+    from .asking import Asker
+
+    asker = Asker(model, device)
+    asker.show(scans)
+    if question is None:
+        _converse(asker, max_new_tokens)
+    elif as_json:
+        answer = asker.ask(question, max_new_tokens)
+        print(json.dumps(_answer(model, question, answer, sources, scans, time.time() - start), ensure_ascii=False))
+    else:
+        asker.ask(question, max_new_tokens, stream=True)
+
+
+def _split(words: list[str]) -> tuple[list[str], str | None]:
+    """Scans, and the question where the last word is no path."""
+    last = words[-1]
+    looks_like_path = os.path.exists(last) or (" " not in last and (os.sep in last or Path(last).suffix not in ("", ".")))
+    if len(words) == 1 or looks_like_path:
+        return words, None
+    return words[:-1], last
+
+
+def _load(source: str) -> "Scan":
+    from .scans_radfm import ScanError, load_scan
+
+    try:
+        return load_scan(source)
+    except ScanError as error:
+        _refuse(str(error))
+
+
+def _check_model(model: str) -> None:
+    if Path(model).is_dir() and not (Path(model) / "config.json").exists():
+        _refuse(f"{model}: holds no model (no config.json); name a folder or a Hub id with --model.")
+    if not Path(model).is_dir() and model.count("/") != 1:
+        _refuse(f"{model}: is neither a folder nor a Hub id (owner/name).")
+
+
+def _refuse(sentence: str) -> Any:
+    print(" ".join(sentence.split()), file=sys.stderr)
+    raise typer.Exit(BAD_INPUT)
+
+
+def _answer(
+    model: str, question: str, answer: str, sources: list[str], scans: list["Scan"], seconds: float
+) -> dict[str, Any]:
+    described = [
+        {"path": source, "modality": scan.modality, "shape": scan.voxels.shape, "spacing": scan.spacing}
+        for source, scan in zip(sources, scans, strict=True)
+    ]
+    return {"model": model, "question": question, "answer": answer, "scans": described, "seconds": round(seconds, 2)}
+
+
+def _converse(asker: Any, max_new_tokens: int) -> None:
+    print("Ask about the scan; an empty line ends the conversation.", file=sys.stderr)
+    while True:
+        try:
+            question = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return
+        if question.lower() in END_OF_CONVERSATION:
+            return
+        asker.ask(question, max_new_tokens, stream=True)
+
+
+def _print_plan(model: str, sources: list[str], scans: list["Scan"], device: str, max_new_tokens: int) -> None:
+    from .planning import plan
+
+    for line in plan(model, sources, scans, device, max_new_tokens):
+        print(line)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

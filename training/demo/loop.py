@@ -1,0 +1,87 @@
+"""A training loop that shows where it is and goes on where it was stopped."""
+
+import math
+import os
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+SAVE_EVERY = 200
+
+
+class Averaged:
+    """A running mean of a module's weights, which generalises better than those of the last step."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.module, self.decay = deepcopy(module), decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        for mean, now in zip(self.module.parameters(), module.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
+
+
+def train(
+    name: str,
+    module: nn.Module,
+    loss_of_step: Callable[[int], torch.Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    folder: Path,
+    warm_up: int = 200,
+    weight_decay: float = 0.05,
+    average: float = 0.998,
+) -> nn.Module:
+    """Train what of `module` wants gradients by AdamW with a cosine schedule; the mean of its weights comes back.
+
+    Every few steps all of it is saved as `folder/name.pt`, and a later call goes on from there.
+    """
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(wanted, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    averaged = Averaged(module, average)
+    state_file, first, smooth = folder / f"{name}.pt", 0, float("nan")
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        module.load_state_dict(state["module"])
+        averaged.module.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    columns = (
+        TextColumn(f"{name} {{task.fields[loss]}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    module.train()
+    with Progress(*columns, refresh_per_second=1) as progress:
+        bar = progress.add_task(name, total=steps, completed=first, loss="")
+        for step in range(first, steps):
+            torch.manual_seed(step)
+            rate = min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * rate
+            loss = loss_of_step(step)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(wanted, 1.0)
+            optimizer.step()
+            averaged.update(module, step)
+            smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
+            progress.update(bar, advance=1, loss=f"loss {smooth:.3f}")
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+                state = {
+                    "module": module.state_dict(),
+                    "averaged": averaged.module.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                }
+                torch.save(state, state_file.with_suffix(".part"))
+                os.replace(state_file.with_suffix(".part"), state_file)
+    return averaged.module.eval()
