@@ -22,7 +22,8 @@ class Asker:
     def __init__(self, model: str, device: str = ""):
         self.device = torch.device(device or default_device())
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
-        self.model = RadFMForConditionalGeneration.from_pretrained(model, dtype=dtype).to(self.device).eval()
+        self.model: Any = RadFMForConditionalGeneration.from_pretrained(model, dtype=dtype)
+        self.model = self.model.eval().to(self.device)
         self.processor = RadFMProcessor.from_pretrained(model)
         self.messages: list[dict[str, Any]] = []
         self.image_features: Sequence[torch.Tensor] | None = None

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -102,7 +102,7 @@ def _check_model(model: str) -> None:
         _refuse(f"{model}: is neither a folder nor a Hub id (owner/name).")
 
 
-def _refuse(sentence: str) -> Any:
+def _refuse(sentence: str) -> NoReturn:
     print(" ".join(sentence.split()), file=sys.stderr)
     raise typer.Exit(BAD_INPUT)
 

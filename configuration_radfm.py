@@ -1,6 +1,7 @@
 """The sizes of RadFM: vision tower, Perceiver, decoder. Defaults are those of the paper (arXiv 2308.02463), 14B in all."""
 
 import warnings
+from typing import Any
 
 import transformers
 from packaging.version import Version
@@ -66,7 +67,7 @@ class RadFMVisionConfig(PreTrainedConfig):
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 8
-    head_dim: int | None = 64
+    head_dim: Any = 64
     intermediate_size: int = 2048
     hidden_act: str = "gelu"
     hidden_dropout: float = 0.1
@@ -129,8 +130,8 @@ class RadFMConfig(PreTrainedConfig):
     model_type = "radfm"
     sub_configs = {"vision_config": RadFMVisionConfig, "text_config": AutoConfig}
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     image_start_token_id: int = 32_000
     image_end_token_id: int = 32_001
     image_token_id: int = 32_002

@@ -13,7 +13,7 @@ try:
     import pydicom
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 except ImportError:
-    pydicom = None
+    pydicom = None  # type: ignore[assignment]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Frames of these are slices; of the others (ultrasound, angiography, endoscopy) moments in time.
@@ -129,7 +129,7 @@ def _volume(name: str, files: list[Named], max_bytes: int) -> Scan:
     gaps = np.diff(along)
     if gaps.min() < 1e-3:
         raise ScanError(f"{name}: several images lie at one position (phases, echoes?): choose some of its files.")
-    slices = [_decode(*files[i], max_bytes) for i in order]
+    slices = [_decode(files[i][0], files[i][1], max_bytes) for i in order]
     affine, image_spacing = _image_geometry(files[order[0]][1])
     if affine is None or image_spacing is None:
         raise ScanError(f"{name}: its images do not say how far their pixels lie apart.")

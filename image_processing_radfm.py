@@ -56,7 +56,7 @@ class RadFMImageProcessor(ImageProcessingMixin):
         self.patch_depth = patch_depth
         self.num_channels = num_channels
         self.keep_aspect = keep_aspect
-        self.ct_window = ct_window if isinstance(ct_window, str) else tuple(ct_window)
+        self.ct_window = ct_window if isinstance(ct_window, str) else (ct_window[0], ct_window[1])
         self.percentiles = tuple(percentiles)
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:

@@ -39,23 +39,23 @@ class RadFMVisionOutput(ModelOutput):
         pooler_output: one (image tokens, width) tensor a scan; from `get_image_features` as wide as the decoder.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    cu_seqlens: torch.IntTensor | None = None
-    pooler_output: Sequence[torch.FloatTensor] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
+    pooler_output: Sequence[torch.Tensor] | None = None
 
 
 @dataclass
 class RadFMModelOutputWithPast(BaseModelOutputWithPast):
     """The decoder's output, and `image_features`: one (image tokens, decoder width) tensor a scan."""
 
-    image_features: Sequence[torch.FloatTensor] | None = None
+    image_features: Sequence[torch.Tensor] | None = None
 
 
 @dataclass
 class RadFMCausalLMOutputWithPast(CausalLMOutputWithPast):
     """The language model's output, and `image_features`: one (image tokens, decoder width) tensor a scan."""
 
-    image_features: Sequence[torch.FloatTensor] | None = None
+    image_features: Sequence[torch.Tensor] | None = None
 
 
 class Pack:
@@ -68,7 +68,7 @@ class Pack:
 
 
 def packed_attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Pack, keys: Pack
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Pack, keys: Pack
 ) -> torch.Tensor:
     """Attention of each scan over its own keys, by whichever implementation `module.config` names.
 
@@ -310,9 +310,9 @@ class RadFMPerceiver(nn.Module):
 
 
 class RadFMPreTrainedModel(PreTrainedModel):
-    config_class = RadFMConfig
+    config_class: Any = RadFMConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["RadFMVisionLayer", "RadFMPerceiverLayer"]
     _supports_sdpa = True
@@ -432,11 +432,11 @@ class RadFMModel(RadFMPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         pixel_values: Sequence[torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         image_features: Sequence[torch.Tensor] | None = None,
         mm_encoder_outputs: dict[str, RadFMVisionOutput] | None = None,
         **kwargs,
@@ -480,7 +480,8 @@ class RadFMModel(RadFMPreTrainedModel):
     def _place(
         self, image_features: Sequence[torch.Tensor] | None, placeholders: torch.Tensor, inputs_embeds: torch.Tensor
     ) -> torch.Tensor:
-        scans = 0 if image_features is None else len(image_features)
+        image_features = image_features if image_features is not None else []
+        scans = len(image_features)
         places, tokens = int(placeholders.sum()), self.config.num_image_tokens
         if places != scans * tokens:
             raise ValueError(
@@ -535,15 +536,15 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         pixel_values: Sequence[torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         image_features: Sequence[torch.Tensor] | None = None,
         mm_encoder_outputs: dict[str, RadFMVisionOutput] | None = None,
-        labels: torch.LongTensor | None = None,
-        loss_weights: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache: Cache | None = None,

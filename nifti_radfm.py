@@ -12,7 +12,7 @@ from .scan_types_radfm import Scan, ScanError, finite, first_line
 try:
     import nibabel
 except ImportError:
-    nibabel = None
+    nibabel = None  # type: ignore[assignment]
 
 # NIfTI does not say what made the scan. Values from air to bone are taken for HU.
 AIR, BONE = (-4100.0, -900.0), 100.0

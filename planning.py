@@ -59,7 +59,7 @@ def _memory(config: RadFMConfig, device: str, patches: list[int], tokens: int) -
     """Weights, the widest hidden states of the vision tower, and the decoder's key-value cache and logits."""
     with torch.device("meta"):
         parameters = sum(p.numel() for p in RadFMForConditionalGeneration(config).parameters())
-    size = 4 if device == "cpu" else (config.dtype or torch.float32).itemsize
+    size = 2 if device != "cpu" and config.dtype in (torch.float16, torch.bfloat16) else 4
     vision, decoder = config.vision_config, config.text_config.get_text_config()
     widest = vision.intermediate_size + 4 * vision.num_attention_heads * vision.head_dim + 4 * vision.hidden_size
     heads = getattr(decoder, "num_key_value_heads", decoder.num_attention_heads)

@@ -81,9 +81,9 @@ def hang(scan: Scan) -> Scan:
 
 
 def _acquisition_axis(scan: Scan, patient_axes: list[int]) -> int:
-    assert scan.spacing is not None
-    by_spacing = sorted(range(3), key=lambda axis: scan.spacing[axis])
-    if scan.spacing[by_spacing[2]] > 1.2 * scan.spacing[by_spacing[1]]:
+    spacing = scan.spacing or (1.0, 1.0, 1.0)
+    by_spacing = sorted(range(3), key=spacing.__getitem__)
+    if spacing[by_spacing[2]] > 1.2 * spacing[by_spacing[1]]:
         return by_spacing[2]
     by_count = sorted(range(3), key=lambda axis: scan.voxels.shape[axis + 1])
     if scan.voxels.shape[by_count[0] + 1] < 0.7 * scan.voxels.shape[by_count[1] + 1]:

@@ -5,18 +5,20 @@ import os
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
 SAVE_EVERY = 200
+M = TypeVar("M", bound=nn.Module)
 
 
-class Averaged:
+class Averaged(Generic[M]):
     """A running mean of a module's weights, which generalises better than those of the last step."""
 
-    def __init__(self, module: nn.Module, decay: float):
+    def __init__(self, module: M, decay: float):
         self.module, self.decay = deepcopy(module), decay
 
     @torch.no_grad()
@@ -28,7 +30,7 @@ class Averaged:
 
 def train(
     name: str,
-    module: nn.Module,
+    module: M,
     loss_of_step: Callable[[int], torch.Tensor],
     *,
     steps: int,
@@ -37,7 +39,7 @@ def train(
     warm_up: int = 200,
     weight_decay: float = 0.05,
     average: float = 0.998,
-) -> nn.Module:
+) -> M:
     """Train what of `module` wants gradients by AdamW with a cosine schedule; the mean of its weights comes back.
 
     Every few steps all of it is saved as `folder/name.pt`, and a later call goes on from there.

@@ -108,7 +108,7 @@ class Asked:
 
 
 def _known(sample: Sample) -> dict[str, str]:
-    known = {name: sample.labels[name] for name in ("modality", "body_part", "plane", "sequence") if name in sample.labels}
+    known: dict[str, str] = {name: sample.labels[name] for name in ("modality", "body_part", "plane", "sequence") if name in sample.labels}
     known["dims"] = DIMS[sample.is_volume]
     finding = next((sample.labels[name] for name in FINDINGS if name in sample.labels), None)
     return {**known, "finding": finding} if finding else known
