@@ -72,7 +72,11 @@ def test_what_is_no_model_is_one_line_and_status_2(dicom_files, tmp_path):
 
 
 def test_help_teaches_by_example_without_loading_torch():
-    code = "import sys, radfm.cli; sys.argv = ['radfm', 'ask', '--help']\ntry: radfm.cli.main()\nfinally: assert 'torch' not in sys.modules"
+    code = (
+        "import sys, radfm.cli; sys.argv = ['radfm', 'ask', '--help']\n"
+        "try: radfm.cli.main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
     assert run.returncode == 0, run.stderr
     assert "radfm ask chest.dcm" in run.stdout

@@ -51,7 +51,7 @@ def test_a_blank_scan_stays_a_number():
 def test_depth_goes_to_the_nearest_multiple_of_the_patch(depth, slices):
     pixels = RadFMImageProcessor(image_size=32).prepare(np.random.default_rng(0).normal(size=(40, 40, depth)))
     assert pixels.shape == (1, 32, 32, slices) and pixels.dtype == torch.float32
-    assert 0 <= pixels.min() and pixels.max() <= 1
+    assert pixels.min() >= 0 and pixels.max() <= 1
 
 
 def test_proportions_are_kept_in_millimetres():
@@ -60,7 +60,9 @@ def test_proportions_are_kept_in_millimetres():
     tall = Scan(voxels, np.diag([4.0, 1, 1, 1]), (4.0, 1.0, 1.0))
     assert RadFMImageProcessor(image_size=80, keep_aspect=True).size(tall) == (80, 40, 1)
     assert RadFMImageProcessor(image_size=80).size(tall) == (80, 80, 1)
-    pixels = RadFMImageProcessor(image_size=80, keep_aspect=True, percentiles=(0, 100)).prepare(load_scan(voxels[0, :, :, 0]))
+    pixels = RadFMImageProcessor(image_size=80, keep_aspect=True, percentiles=(0, 100)).prepare(
+        load_scan(voxels[0, :, :, 0])
+    )
     assert pixels[0, 40, 40, 0] == 1 and pixels[0, 5, 40, 0] == 0, "black above and below what is wider than high"
 
 

@@ -1,33 +1,66 @@
 """Train the demo checkpoint: `python -m radfm.training.demo --help`."""
 
-from radfm.configuration_radfm import RadFMVisionConfig
+from pathlib import Path
+from typing import Annotated
 
-VISION = RadFMVisionConfig(
-    image_size=96,
-    max_slices=32,
-    patch_size=24,
-    patch_depth=4,
-    num_channels=1,
-    hidden_size=192,
-    num_hidden_layers=6,
-    num_attention_heads=6,
-    head_dim=32,
-    intermediate_size=768,
-    attention_dropout=0.0,
-    perceiver_num_hidden_layers=2,
-    perceiver_num_attention_heads=6,
-    perceiver_head_dim=32,
-    perceiver_intermediate_size=768,
-)
-DECODER = {
-    "model_type": "llama",
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+import typer
+from rich.console import Console
+
+from radfm.modeling_radfm import RadFMForConditionalGeneration
+from radfm.processing_radfm import RadFMProcessor
+
+from .baseline import train_vit
+from .checkpoint import image_processor, new_model, vision_config, write
+from .evaluate import evaluate, save, table
+from .packs import read_packs
+from .questions import train_tokenizer
+from .tower import train_tower
+from .words import train_words
+
+ROOT = Path(__file__).parents[2]
+TOWER_STEPS, WORDS_STEPS = 5000, 3000
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="The folder of labelled packs.")] = ROOT.parent / "shared" / "data",
+    out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = ROOT,
+    work: Annotated[Path, typer.Option(help="Where the training keeps its state.")] = ROOT / "checkpoints" / "demo",
+    brief: Annotated[bool, typer.Option("--brief", help="A few steps of each stage, to see that all of it runs.")] = False,
+    vit: Annotated[bool, typer.Option(help="Train a plain ViT classifier too, to compare with.")] = False,
+) -> None:
+    """Train the demo checkpoint on packs of real scans: the tower first, then the words; then say what it is worth.
+
+    Interrupted, it goes on where it was.
+
+    Examples:
+
+      python -m radfm.training.demo
+
+      python -m radfm.training.demo --data packs/ --out my-radfm/ --work my-training/ --vit
+    """
+    console = Console()
+    if not (data / "mednist.csv").exists():
+        console.print(f"{data}: holds no packs (no mednist.csv); name their folder with --data.")
+        raise typer.Exit(2)
+    work.mkdir(parents=True, exist_ok=True)
+    part = 1000 if brief else 1
+    processor = RadFMProcessor(image_processor(), train_tokenizer())
+    samples = read_packs(data, processor.image_processor)
+    train = [sample for sample in samples if sample.split == "train"]
+
+    classifier = train_tower(vision_config(), train, TOWER_STEPS // part, work)
+    model = new_model(processor.tokenizer)
+    tower = {name: weight for name, weight in classifier.tower.state_dict().items() if not name.startswith("perceiver.")}
+    model.model.vision_tower.load_state_dict(tower, strict=False)
+    speaker = train_words(model, processor.tokenizer, train, WORDS_STEPS // part, work)
+    write(speaker.model, processor, out)
+
+    plain = train_vit(vision_config(), train, TOWER_STEPS // part, work) if vit else None
+    model = RadFMForConditionalGeneration.from_pretrained(out)
+    scores = evaluate(model, RadFMProcessor.from_pretrained(out), classifier, plain, samples)
+    save(scores, (out / "training" / "demo" if out == ROOT else out) / "scores.json")
+    console.print(table(scores), markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

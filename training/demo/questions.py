@@ -107,8 +107,11 @@ class Asked:
     closed: bool = False
 
 
-def _known(sample: Sample) -> dict[str, str]:
-    known: dict[str, str] = {name: sample.labels[name] for name in ("modality", "body_part", "plane", "sequence") if name in sample.labels}
+def known_of(sample: Sample) -> dict[str, str]:
+    """What can be asked about a sample, and the answer to each."""
+    known: dict[str, str] = {
+        name: sample.labels[name] for name in ("modality", "body_part", "plane", "sequence") if name in sample.labels
+    }
     known["dims"] = DIMS[sample.is_volume]
     finding = next((sample.labels[name] for name in FINDINGS if name in sample.labels), None)
     return {**known, "finding": finding} if finding else known
@@ -129,12 +132,12 @@ def ask_openly(sample: Sample, about: str, rng: random.Random) -> Asked:
     question = rng.choice(OPEN[about])
     if rng.random() < 0.15:
         question += rng.choice(SHORT)
-    return Asked(question, _known(sample)[about], about)
+    return Asked(question, known_of(sample)[about], about)
 
 
 def ask_closed(sample: Sample, about: str, truth: bool, rng: random.Random) -> Asked:
     """Is it this? With `truth` the right answer is yes."""
-    value = _known(sample)[about]
+    value = known_of(sample)[about]
     if about == "finding" and rng.random() < 0.2:
         word = rng.choice(("normal", "abnormal"))
         question, truth = rng.choice(CLOSED[word]), (word == "normal") == (value == "normal")
@@ -161,7 +164,7 @@ def _others(sample: Sample, about: str, value: str, rng: random.Random) -> list[
 
 def describe(sample: Sample, rng: random.Random) -> Asked:
     """All that is known in one sentence."""
-    known = _known(sample)
+    known = known_of(sample)
     what = " ".join(known[name] for name in ("dims", "plane", "sequence", "modality") if name in known)
     answer = f"A {what} scan" + (f" of the {known['body_part']}" if "body_part" in known else "")
     return Asked(rng.choice(DESCRIBE), answer + (f": {known['finding']}" if "finding" in known else "") + ".", "all")
@@ -169,7 +172,7 @@ def describe(sample: Sample, rng: random.Random) -> Asked:
 
 def questions(sample: Sample, count: int, rng: random.Random) -> list[Asked]:
     """`count` questions about a sample: where it has a finding, most of them about that."""
-    known, asked = _known(sample), []
+    known, asked = known_of(sample), []
     for _ in range(count):
         if "finding" in known and rng.random() < 0.7:
             about = "finding"
