@@ -8,7 +8,7 @@ import json
 import math
 import random
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,19 @@ class Answers:
     def __init__(self, model: RadFMForConditionalGeneration, processor: RadFMProcessor):
         self.model, self.processor = model, processor
 
+    def blank(self, samples: list[Sample], questions: list[str]) -> list[str]:
+        """The answers about black scans of the same shapes: what a question is worth without looking."""
+        asked = {(s.pixels.shape, q): (s, q) for s, q in zip(samples, questions, strict=True)}
+        black = [replace(s, pixels=torch.zeros_like(s.pixels)) for s, _ in asked.values()]
+        said = dict(zip(asked, self(black, [q for _, q in asked.values()]), strict=True))
+        return [said[s.pixels.shape, q] for s, q in zip(samples, questions, strict=True)]
+
     @torch.inference_mode()
-    def __call__(self, samples: list[Sample], questions: list[str], blank: bool = False) -> list[str]:
-        """One answer a sample and question; with `blank` the scans are black."""
+    def __call__(self, samples: list[Sample], questions: list[str]) -> list[str]:
+        """One answer a sample and question."""
         answers: list[str] = []
         for first in track(range(0, len(samples), 48), "asking", transient=True):
             pixels = [s.pixels.float() / 255 for s in samples[first : first + 48]]
-            if blank:
-                pixels = [torch.zeros_like(p) for p in pixels]
             texts = [self.processor.image_text + q for q in questions[first : first + 48]]
             inputs = self.processor(text=texts, padding=True, return_tensors="pt")
             said = self.model.generate(**inputs, pixel_values=pixels, max_new_tokens=16, do_sample=False)
@@ -102,7 +107,7 @@ def evaluate(
                     words=_right(answers(known, question), truth),
                     heads=_right(_classes(classifier, known, label), truth) if label in LABELS else None,
                     vit=_right(_classes(vit, known, label), truth) if vit and label in LABELS else None,
-                    blank=_right(answers(known, question, blank=True), truth),
+                    blank=_right(answers.blank(known, question), truth),
                     most_frequent=_right([frequent] * len(known), truth),
                 )
             )
@@ -129,7 +134,7 @@ def _closed(answers: Answers, pack: str, held_out: list[Sample]) -> list[Score]:
             samples, truth = [s for s, _ in asked], [a.answer for _, a in asked]
             questions = [a.question for _, a in asked]
             constant = max(Counter(truth).values())
-            said, unseen = answers(samples, questions), answers(samples, questions, blank=True)
+            said, unseen = answers(samples, questions), answers.blank(samples, questions)
             scores.append(
                 Score(pack, kind, len(asked), _right(said, truth), blank=_right(unseen, truth), most_frequent=constant)
             )
