@@ -18,17 +18,18 @@ except ImportError:
 AIR, BONE = (-4100.0, -900.0), 100.0
 
 
-def read_nifti(path: Path, max_bytes: int) -> Scan:
+def read_nifti(path: Path, volume: int | None, max_bytes: int) -> Scan:
     """Read a file that nibabel knows. Raises `ScanError`."""
     _need_nibabel(path)
     try:
-        image = nibabel.load(path)
+        with nibabel.imageglobals.LoggingOutputSuppressor():
+            image = nibabel.load(path)
     except Exception as error:
         raise ScanError(f"{path}: is no readable NIfTI, Analyze, MGH or MINC file ({first_line(error)}).") from error
-    return scan_of_nibabel(image, str(path), max_bytes)
+    return scan_of_nibabel(image, str(path), volume, max_bytes)
 
 
-def scan_of_nifti_bytes(name: str, content: bytes, max_bytes: int) -> Scan:
+def scan_of_nifti_bytes(name: str, content: bytes, volume: int | None, max_bytes: int) -> Scan:
     """Read the bytes of a `.nii` or `.nii.gz`. Raises `ScanError`."""
     _need_nibabel(name)
     try:
@@ -42,22 +43,28 @@ def scan_of_nifti_bytes(name: str, content: bytes, max_bytes: int) -> Scan:
         raise
     except Exception as error:
         raise ScanError(f"{name}: is no readable NIfTI file ({first_line(error)}).") from error
-    return scan_of_nibabel(image, name, max_bytes)
+    return scan_of_nibabel(image, name, volume, max_bytes)
 
 
-def scan_of_nibabel(image: Any, name: str, max_bytes: int) -> Scan:
-    """A nibabel image, its scaling applied; of a 4D one the first volume. Raises `ScanError`."""
+def scan_of_nibabel(image: Any, name: str, volume: int | None, max_bytes: int) -> Scan:
+    """A nibabel image, its scaling applied; of a 4D one the chosen or the first volume. Raises `ScanError`."""
+    if getattr(image, "affine", None) is None:
+        raise ScanError(f"{name}: is a {type(image).__name__} and no volume of voxels.")
     shape, warnings = tuple(image.shape), []
     if len(shape) < 2 or 0 in shape:
         raise ScanError(f"{name}: has shape {shape}, which is no image and no volume.")
     if np.prod(shape[:3], dtype=float) * 4 > max_bytes:
         raise ScanError(f"{name}: shape {shape} needs more than {max_bytes / 1e9:.1f} GB.")
+    volumes = int(np.prod(shape[3:], dtype=float))
+    if volume is not None and not 0 <= volume < volumes:
+        raise ScanError(f"{name}: has volumes 0 to {volumes - 1}, and no volume {volume}.")
+    which = np.unravel_index(volume or 0, shape[3:]) if len(shape) > 3 else ()
     try:
-        values = np.asarray(image.dataobj[(..., *(0,) * (len(shape) - 3))] if len(shape) > 3 else image.dataobj)
+        values = np.asarray(image.dataobj[(..., *(int(i) for i in which))] if which else image.dataobj)
     except Exception as error:
         raise ScanError(f"{name}: its voxels cannot be read ({first_line(error)}).") from error
-    if len(shape) > 3 and np.prod(shape[3:]) > 1:
-        warnings.append(f"Only the first of {int(np.prod(shape[3:]))} volumes was read, of shape {shape}.")
+    if volumes > 1:
+        warnings.append(f"Only volume {volume or 0} of {volumes} was read, of shape {shape}.")
     values = values.reshape(*values.shape, *(1,) * (3 - values.ndim))
     if values.dtype.names is not None:
         values = np.stack([values[channel] for channel in values.dtype.names[:3]])

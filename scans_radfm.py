@@ -2,8 +2,11 @@
 
 import io
 import os
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +15,60 @@ import numpy as np
 from .scan_types_radfm import Scan, ScanError, finite, first_line
 
 MAX_BYTES = 2 << 30
+MAX_FILES = 100_000
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"RIFF", b"BM", b"GIF8")
-NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".mgh", ".mgz", ".mnc")
+NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mgh", ".mgz", ".mnc")
+ARRAY_SUFFIXES = (".npy", ".npz")
+ZIP = b"PK\x03\x04"
 
 
-def load_scan(source: Any, *, series: str | int | None = None, max_bytes: int = MAX_BYTES) -> Scan:
+@dataclass
+class _Choice:
+    """What the caller asked for, handed down."""
+
+    series: str | int | None
+    volume: int | None
+    max_bytes: int
+
+
+def load_scan(
+    source: Any, *, series: str | int | None = None, volume: int | None = None, max_bytes: int = MAX_BYTES
+) -> Scan:
     """Read one scan.
 
     Args:
-        source: a file (DICOM, NIfTI, Analyze, MGH, picture, `.npy`, `.npz`), a folder or zip with one of these or with
-            DICOM series, a list of DICOM files, bytes, an array or tensor ((H, W), (H, W, D), RGB as uint8 (H, W, 3), or
-            (C, H, W, D)), a PIL image, a nibabel image, a pydicom dataset, or a `Scan`.
-        series: which DICOM series of several: its UID, number, or description. The largest where none is named.
-        max_bytes: voxels that would take more memory than this are refused.
+        source: a file (DICOM, NIfTI, Analyze, MGH, MINC, picture, `.npy`, `.npz`), a folder, zip or DICOMDIR with one of
+            these or with DICOM series, a list of DICOM files, bytes, an array or tensor ((H, W), (H, W, D), RGB as uint8
+            (H, W, 3), or (C, H, W, D)), a PIL image, a nibabel image, a pydicom dataset, or a `Scan`.
+        series: which DICOM series of several: its UID, number, or description. The largest where none is named, with a
+            warning that lists the others.
+        volume: which of several that one source holds, from 0: of a 4D NIfTI, of the echoes or phases of a series, or of
+            the frames of a film. The first where none is named, with a warning.
+        max_bytes: voxels, or unpacked files, that would take more memory than this are refused.
 
     Raises:
         ScanError: one line that names the source and says why it is no scan.
     """
+    choice = _Choice(series, volume, max_bytes)
     if all(hasattr(source, name) for name in ("voxels", "affine", "spacing")):
         return source
     if isinstance(source, str | os.PathLike):
-        return _read_path(Path(source), series, max_bytes)
+        return _read_path(Path(source), choice)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read_content("the given bytes", bytes(source), series, max_bytes)
+        return _read_content("the given bytes", bytes(source), choice)
     if hasattr(source, "dataobj"):
         from .nifti_radfm import scan_of_nibabel
 
-        return scan_of_nibabel(source, "the given image", max_bytes)
+        return scan_of_nibabel(source, "the given image", volume, max_bytes)
     if hasattr(source, "file_meta") or hasattr(source, "SOPClassUID"):
-        from .dicom_radfm import scan_of_datasets
+        from .dicom_radfm import Instance, scan_of_instances
 
-        return scan_of_datasets("the given dataset", [("the given dataset", source)], series, max_bytes)
+        given = Instance("the given dataset", source, None)
+        return scan_of_instances("the given dataset", [given], series, volume, max_bytes)
     if hasattr(source, "getbands"):
         return _scan_of_picture(source, "the given picture", max_bytes)
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | os.PathLike) for item in source):
-        return _read_files(f"{source[0]} and {len(source) - 1} more", map(Path, source), series, max_bytes)
+        return _read_files(f"{source[0]} and {len(source) - 1} more", map(Path, source), choice)
     if hasattr(source, "detach"):
         source = source.detach().cpu().numpy()
     if not hasattr(source, "__array__"):
@@ -54,107 +76,166 @@ def load_scan(source: Any, *, series: str | int | None = None, max_bytes: int = 
     return _scan_of_array(np.asarray(source), "the given array", max_bytes)
 
 
-def list_series(source: str | os.PathLike) -> list[str]:
-    """The DICOM series of a folder, zip or file, largest first: UID, number, description and number of files of each."""
+def list_series(source: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> list[str]:
+    """The DICOM series of a folder, zip or file, largest first: UID, number, description and number of files of each.
+
+    Raises:
+        ScanError: there is no DICOM image.
+    """
     from .dicom_radfm import describe_series
 
     path = Path(source)
-    return describe_series(str(path), _contents(path, MAX_BYTES))
-
-
-def _read_path(path: Path, series: str | int | None, max_bytes: int) -> Scan:
     if not path.exists():
         raise ScanError(f"{path}: there is no such file or folder.")
     if path.is_dir():
-        return _read_files(str(path), sorted(p for p in path.rglob("*") if p.is_file()), series, max_bytes)
+        instances, _ = _instances(_walk(path), max_bytes)
+    else:
+        content = path.read_bytes()
+        members = _members(str(path), content, max_bytes) if content[:4] == ZIP else [(str(path), content)]
+        instances = _dicom_members(members, max_bytes)
+    return describe_series(str(path), instances)
+
+
+def _read_path(path: Path, choice: _Choice) -> Scan:
     try:
+        if not path.exists():
+            raise ScanError(f"{path}: there is no such file or folder.")
+        if path.is_dir():
+            return _read_files(str(path), _walk(path), choice)
+        if path.name.upper() == "DICOMDIR":
+            return _read_files(str(path), _walk(path.parent), choice)
         if path.name.lower().endswith(NIFTI_SUFFIXES):
             from .nifti_radfm import read_nifti
 
-            return read_nifti(path, max_bytes)
-        return _read_content(str(path), path.read_bytes(), series, max_bytes)
+            return read_nifti(path, choice.volume, choice.max_bytes)
+        with open(path, "rb") as file:
+            head = file.read(352)
+        from .dicom_radfm import looks_like_dicom, parse, scan_of_instances
+
+        if looks_like_dicom(head) or not _known(head):
+            given = parse(str(path), path, choice.max_bytes)
+            return scan_of_instances(str(path), [given], choice.series, choice.volume, choice.max_bytes)
+        if path.stat().st_size > choice.max_bytes:
+            raise ScanError(f"{path}: has {path.stat().st_size / 1e9:.1f} GB, more than {choice.max_bytes / 1e9:.1f} GB.")
+        return _read_content(str(path), path.read_bytes(), choice)
     except OSError as error:
-        raise ScanError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        raise ScanError(f"{path}: cannot be read ({error.strerror or first_line(error)}).") from error
 
 
-def _read_content(name: str, content: bytes, series: str | int | None, max_bytes: int) -> Scan:
-    if content[:2] == b"\x1f\x8b" or content[344:348] in (b"n+1\0", b"ni1\0") or content[4:8] == b"n+2\0":
-        from .nifti_radfm import scan_of_nifti_bytes
-
-        return scan_of_nifti_bytes(name, content, max_bytes)
-    if content[:6] == b"\x93NUMPY":
-        return _scan_of_npy(name, content, max_bytes)
-    if content[:4] == b"PK\x03\x04":
-        return _scan_of_zip(name, content, series, max_bytes)
-    if content.startswith(PICTURES) and content[128:132] != b"DICM":
-        return _read_picture(name, content, max_bytes)
-    from .dicom_radfm import parse, scan_of_datasets
-
-    return scan_of_datasets(name, [(name, parse(name, content))], series, max_bytes)
+def _known(head: bytes) -> bool:
+    """Whether the first bytes are those of something else than DICOM that can be read."""
+    return _is_nifti(head) or head.startswith((b"\x93NUMPY", ZIP, *PICTURES))
 
 
-def _contents(path: Path, max_bytes: int) -> list[tuple[str, bytes]]:
-    if path.is_dir():
-        return [(str(p), p.read_bytes()) for p in sorted(path.rglob("*")) if p.is_file()]
-    content = path.read_bytes()
-    return _members(str(path), content, max_bytes) if content[:4] == b"PK\x03\x04" else [(str(path), content)]
+def _is_nifti(head: bytes) -> bool:
+    return head[:2] == b"\x1f\x8b" or head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0"
 
 
-def _read_files(name: str, files: Iterable[Path], series: str | int | None, max_bytes: int) -> Scan:
-    from .dicom_radfm import looks_like_dicom, parse, scan_of_datasets
+def _read_content(name: str, content: bytes, choice: _Choice) -> Scan:
+    from .dicom_radfm import looks_like_dicom, parse, scan_of_instances
 
-    datasets, others = [], []
+    if not looks_like_dicom(content[:132]):
+        if _is_nifti(content[:352]):
+            from .nifti_radfm import scan_of_nifti_bytes
+
+            return scan_of_nifti_bytes(name, content, choice.volume, choice.max_bytes)
+        if content[:6] == b"\x93NUMPY":
+            return _scan_of_npy(name, content, choice.max_bytes)
+        if content[:4] == ZIP:
+            return _scan_of_zip(name, content, choice)
+        if content.startswith(PICTURES):
+            return _read_picture(name, content, choice.max_bytes)
+    instance = parse(name, content, choice.max_bytes)
+    return scan_of_instances(name, [instance], choice.series, choice.volume, choice.max_bytes)
+
+
+def _walk(folder: Path) -> list[Path]:
+    files = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            files.append(path)
+        if len(files) > MAX_FILES:
+            raise ScanError(f"{folder}: holds more than {MAX_FILES} files; name a folder with one study in it.")
+    return sorted(files)
+
+
+def _instances(files: Iterable[Path], max_bytes: int) -> tuple[list[Any], list[Path]]:
+    """The DICOM files among some, parsed, and the other scans."""
+    from .dicom_radfm import looks_like_dicom, parse_all
+
+    dicom, others = [], []
     for file in files:
         with open(file, "rb") as stream:
-            head = stream.read(132)
+            head = stream.read(352)
         if looks_like_dicom(head):
-            datasets.append((str(file), parse(str(file), file)))
-        elif head.startswith(PICTURES) or file.name.lower().endswith((*NIFTI_SUFFIXES, ".npy", ".npz")):
+            dicom.append((str(file), file))
+        elif head.startswith(PICTURES) or file.name.lower().endswith((*NIFTI_SUFFIXES, *ARRAY_SUFFIXES)):
             others.append(file)
-    if datasets:
-        return scan_of_datasets(name, datasets, series, max_bytes)
+    return parse_all(dicom, max_bytes), others
+
+
+def _read_files(name: str, files: Iterable[Path], choice: _Choice) -> Scan:
+    from .dicom_radfm import scan_of_instances
+
+    try:
+        instances, others = _instances(files, choice.max_bytes)
+    except OSError as error:
+        raise ScanError(f"{name}: {error.filename or 'a file'} cannot be read ({error.strerror}).") from error
+    if any(instance.has_image for instance in instances):
+        return scan_of_instances(name, instances, choice.series, choice.volume, choice.max_bytes)
     if len(others) == 1:
-        return _read_path(others[0], series, max_bytes)
+        return _read_path(others[0], choice)
     if others:
-        raise ScanError(
-            f"{name}: holds {len(others)} scans that are no DICOM series ({others[0].name}, …): name one of them."
-        )
+        raise ScanError(f"{name}: holds {len(others)} scans and no DICOM series ({others[0].name}, …): name one of them.")
     raise ScanError(f"{name}: holds no scan.")
 
 
 def _members(name: str, content: bytes, max_bytes: int) -> list[tuple[str, bytes]]:
+    """The files in a zip, unpacked in memory: a name that climbs out of the archive has nowhere to go."""
+    members, unpacked = [], 0
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            announced = sum(entry.file_size for entry in entries)
-            if announced > max_bytes:
-                raise ScanError(f"{name}: unpacks to {announced / 1e9:.1f} GB, more than {max_bytes / 1e9:.1f} GB.")
-            return [(f"{name}/{entry.filename}", archive.read(entry)) for entry in entries]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ScanError(f"{name}: the zip archive is damaged or encrypted ({error}).") from error
+            if len(entries) > MAX_FILES:
+                raise ScanError(f"{name}: holds more than {MAX_FILES} files.")
+            for entry in entries:
+                with archive.open(entry) as file:
+                    data = file.read(max_bytes - unpacked + 1)
+                unpacked += len(data)
+                if unpacked > max_bytes:
+                    raise ScanError(f"{name}: unpacks to more than {max_bytes / 1e9:.1f} GB.")
+                members.append((f"{name}/{entry.filename}", data))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, ScanError):
+            raise
+        raise ScanError(f"{name}: the zip archive is damaged or encrypted ({first_line(error)}).") from error
+    return members
 
 
-def _scan_of_zip(name: str, content: bytes, series: str | int | None, max_bytes: int) -> Scan:
-    from .dicom_radfm import looks_like_dicom, parse, scan_of_datasets
+def _dicom_members(members: list[tuple[str, bytes]], max_bytes: int) -> list[Any]:
+    from .dicom_radfm import looks_like_dicom, parse_all
 
-    members = _members(name, content, max_bytes)
-    arrays = [(file, data) for file, data in members if file.endswith(".npy")]
-    if len(arrays) == 1 and len(members) == 1:
-        return _scan_of_npy(name, arrays[0][1], max_bytes)
-    datasets = [(file, parse(file, data)) for file, data in members if looks_like_dicom(data[:132])]
-    if datasets:
-        return scan_of_datasets(name, datasets, series, max_bytes)
-    if len(members) == 1 and members[0][1][:4] != b"PK\x03\x04":
-        return _read_content(members[0][0], members[0][1], series, max_bytes)
+    return parse_all([(file, data) for file, data in members if looks_like_dicom(data[:132])], max_bytes)
+
+
+def _scan_of_zip(name: str, content: bytes, choice: _Choice) -> Scan:
+    from .dicom_radfm import scan_of_instances
+
+    members = _members(name, content, choice.max_bytes)
+    if len(members) == 1 and members[0][0].endswith(".npy"):
+        return _scan_of_npy(name, members[0][1], choice.max_bytes)
+    instances = _dicom_members(members, choice.max_bytes)
+    if any(instance.has_image for instance in instances):
+        return scan_of_instances(name, instances, choice.series, choice.volume, choice.max_bytes)
+    if len(members) == 1 and members[0][1][:4] != ZIP:
+        return _read_content(members[0][0], members[0][1], choice)
     raise ScanError(f"{name}: holds {len(members)} files and no DICOM series among them: unpack it and name one scan.")
 
 
 def _scan_of_npy(name: str, content: bytes, max_bytes: int) -> Scan:
-    if len(content) > max_bytes:
-        raise ScanError(f"{name}: {len(content) / 1e9:.1f} GB are more than {max_bytes / 1e9:.1f} GB.")
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise ScanError(f"{name}: is no readable NumPy array ({first_line(error)}).") from error
     return _scan_of_array(array, name, max_bytes)
 
@@ -185,15 +266,20 @@ def _scan_of_array(array: np.ndarray, name: str, max_bytes: int) -> Scan:
 
 def _read_picture(name: str, content: bytes, max_bytes: int) -> Scan:
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise ScanError(f"{name}: is a picture, and reading one needs Pillow: pip install pillow.") from error
     try:
-        return _scan_of_picture(Image.open(io.BytesIO(content)), name, max_bytes)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ScanError):
-            raise
-        raise ScanError(f"{name}: the picture is damaged or of an unknown kind ({first_line(error)}).") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(content))
+            if image.width * image.height * 12 > max_bytes:
+                raise ScanError(f"{name}: {image.width}×{image.height} pixels need more than {max_bytes / 1e9:.1f} GB.")
+            return _scan_of_picture(image, name, max_bytes)
+    except ScanError:
+        raise
+    except Exception as error:
+        raise ScanError(f"{name}: the picture is damaged or of an unknown kind.") from error
 
 
 def _scan_of_picture(image: Any, name: str, max_bytes: int) -> Scan:

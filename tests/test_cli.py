@@ -48,7 +48,7 @@ def test_the_plan_names_what_goes_in_and_what_is_lost(nifti_files):
     assert run.returncode == 0
     assert "128×96×24 voxels of 2×2×2.2 mm" in run.stdout
     assert "become one" in run.stdout and "32 image tokens" in run.stdout and "memory on cpu" in run.stdout
-    assert "Only the first of 2 volumes" in run.stderr
+    assert "Only volume 0 of 2" in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -12,7 +13,7 @@ from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import IMAGE_END, IMAGE_START, IMAGE_TOKEN, RadFMProcessor
 
-VISION = {
+VISION: dict[str, Any] = {
     "image_size": 96,
     "max_slices": 32,
     "patch_size": 24,
@@ -29,7 +30,7 @@ VISION = {
     "perceiver_head_dim": 32,
     "perceiver_intermediate_size": 768,
 }
-DECODER = {
+DECODER: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 192,
     "intermediate_size": 512,
@@ -57,7 +58,7 @@ def image_processor() -> RadFMImageProcessor:
 def new_model(tokenizer: PreTrainedTokenizerFast) -> RadFMForConditionalGeneration:
     """The whole model with fresh weights."""
     torch.manual_seed(2)
-    start, end, token = tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END, IMAGE_TOKEN])
+    start, end, token = cast(list[int], tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END, IMAGE_TOKEN]))
     config = RadFMConfig(
         vision_config=dict(VISION),
         text_config={**DECODER, "vocab_size": len(tokenizer)},
