@@ -77,6 +77,32 @@ def ask(
         asker.ask(question, max_new_tokens, stream=True)
 
 
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A file, a folder, or a zip.")],
+    png: Annotated[Path | None, typer.Option(help="Draw the middle planes with letters and a bar of millimetres.")] = None,
+    series: Annotated[str | None, typer.Option(help="Which series of several: UID, number or description.")] = None,
+    volume: Annotated[int | None, typer.Option(help="Which volume or frame of several, from 0.")] = None,
+) -> None:
+    """Say what a scan is: series, size, spacing, axes, windows, and what to be wary of. Nothing of the patient is shown.
+
+    Examples:
+
+      radfm inspect ct_series/
+
+      radfm inspect brain.nii.gz --png brain.png
+
+      radfm inspect study.zip --series 401
+    """
+    scan = _load(path, series, volume)
+    from .inspecting import describe, draw
+
+    for line in describe(path, scan):
+        print(line)
+    if png is not None:
+        draw(scan, png)
+
+
 def _split(words: list[str]) -> tuple[list[str], str | None]:
     """Scans, and the question where the last word is no path."""
     last = words[-1]
@@ -86,11 +112,11 @@ def _split(words: list[str]) -> tuple[list[str], str | None]:
     return words[:-1], last
 
 
-def _load(source: str) -> "Scan":
+def _load(source: str, series: str | None = None, volume: int | None = None) -> "Scan":
     from .scans_radfm import ScanError, load_scan
 
     try:
-        return load_scan(source)
+        return load_scan(source, series=series, volume=volume)
     except ScanError as error:
         _refuse(str(error))
 

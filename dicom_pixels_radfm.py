@@ -96,9 +96,9 @@ def _eight_bits(colours: np.ndarray) -> np.ndarray:
     return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours
 
 
-def to_native(stored: np.ndarray, dataset: Any, rescale: tuple[float, float] | None) -> np.ndarray:
-    """Grey stored values → native units as float32: padding at the lowest value, then rescale or modality LUT."""
-    values = stored.astype(np.float32)
+def to_native(stored: np.ndarray, dataset: Any, rescale: tuple[float, float] | None, values: np.ndarray) -> None:
+    """Grey stored values → native units in `values` (float32): rescale or modality LUT, and padding at the lowest value."""
+    values[...] = stored
     if rescale is not None:
         slope, intercept = rescale
         if slope != 1:
@@ -106,14 +106,13 @@ def to_native(stored: np.ndarray, dataset: Any, rescale: tuple[float, float] | N
         if intercept != 0:
             values += np.float32(intercept)
     elif "ModalityLUTSequence" in dataset:
-        values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float32)
+        values[...] = apply_modality_lut(stored, dataset)
     padding = dataset.get("PixelPaddingValue")
     if padding is not None and isinstance(padding, int):
         ends = sorted((padding, int(dataset.get("PixelPaddingRangeLimit", padding))))
         outside = (stored >= ends[0]) & (stored <= ends[1])
         if outside.any() and not outside.all():
             values[outside] = values[~outside].min()
-    return values
 
 
 def rescale_of(dataset: Any) -> tuple[float, float] | None:

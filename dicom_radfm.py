@@ -19,6 +19,18 @@ except ImportError:
     pydicom = None  # type: ignore[assignment]
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
+# All that is read of a header. A patient's weight is among it for SUV, and goes no further.
+TAGS = [
+    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SeriesTime", "AcquisitionTime", "ContentTime", "Modality",
+    "SeriesDescription", "PatientWeight", "SliceThickness", "EchoTime", "SpacingBetweenSlices", "TriggerTime",
+    "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "ImagePositionPatient", "ImageOrientationPatient",
+    "TemporalPositionIdentifier", "SliceLocation", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows",
+    "Columns", "PixelSpacing", "ImagerPixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "PixelPaddingValue", "PixelPaddingRangeLimit", "WindowCenter", "WindowWidth", "VOILUTFunction", "RescaleIntercept",
+    "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence", "Units", "DecayCorrection",
+    "RadiopharmaceuticalInformationSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "DiffusionBValue",
+]  # fmt: skip
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Headers are parsed side by side: a good part of the time goes into waiting for the disk.
 THREADS = 2
@@ -41,7 +53,7 @@ class Instance:
 
     def complete(self) -> Any:
         """The dataset with its pixel element."""
-        return self.header if self.source is None else _read(self.name, self.source, stop_before_pixels=False)[0]
+        return self.header if self.source is None else _read(self.name, self.source)[0]
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -57,8 +69,8 @@ def parse(name: str, source: Path | bytes, max_bytes: int) -> Instance:
         if DEFLATED in file.read(1024):
             file.seek(0)
             _refuse_deflate_bomb(name, file.read(), max_bytes)
-            return Instance(name, _read(name, source, stop_before_pixels=False)[0], None)
-    header, at = _read(name, source, stop_before_pixels=True)
+            return Instance(name, _read(name, source)[0], None)
+    header, at = _read(name, source, stop_before_pixels=True, specific_tags=TAGS)
     return Instance(name, header, source, at)
 
 
@@ -69,12 +81,12 @@ def parse_all(files: Iterable[tuple[str, Path | bytes]], max_bytes: int) -> list
         return list(pool.map(lambda file: parse(file[0], file[1], max_bytes), files))
 
 
-def _read(name: str, source: Path | bytes, stop_before_pixels: bool) -> tuple[Any, int]:
+def _read(name: str, source: Path | bytes, **options: Any) -> tuple[Any, int]:
     try:
         with _opened(source) as file:
             force = looks_like_dicom(file.read(132))
             file.seek(0)
-            dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=force)
+            dataset = pydicom.dcmread(file, force=force, **options)
             at = file.tell()
             return dataset, at if file.read(4) else -1
     except Exception as error:

@@ -210,22 +210,22 @@ def _stacked(slices: list[Slice], max_bytes: int) -> np.ndarray:
     first = _native(slices[0], max_bytes)
     buffer = np.empty((len(slices), *first.shape), dtype=np.float32)
     buffer[0] = first
-
-    def fill(i: int) -> None:
-        buffer[i] = _native(slices[i], max_bytes)
-
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(fill, range(1, len(slices))))
+        list(pool.map(lambda i: _native(slices[i], max_bytes, buffer[i]), range(1, len(slices))))
     return np.moveaxis(buffer, 0, -1)
 
 
-def _native(piece: Slice, max_bytes: int) -> np.ndarray:
-    """(channels, height, width) in native units."""
+def _native(piece: Slice, max_bytes: int, into: np.ndarray | None = None) -> np.ndarray:
+    """(channels, height, width) in native units, float32."""
     stored = stored_pixels(piece.instance, max_bytes)
     frame = stored[min(piece.frame, len(stored) - 1)]
+    shape = (1, *frame.shape) if frame.ndim == 2 else (frame.shape[-1], *frame.shape[:2])
+    values = np.empty(shape, dtype=np.float32) if into is None else into
     if frame.ndim == 3:
-        return np.moveaxis(frame, -1, 0).astype(np.float32)
-    return to_native(frame, piece.instance.header, piece.rescale)[None]
+        values[...] = np.moveaxis(frame, -1, 0)
+    else:
+        to_native(frame, piece.instance.header, piece.rescale, values[0])
+    return values
 
 
 def _even(

@@ -9,7 +9,7 @@ from .configuration_radfm import RadFMConfig
 from .image_processing_radfm import RadFMImageProcessor
 from .modeling_radfm import RadFMForConditionalGeneration
 from .processing_radfm import RadFMProcessor
-from .scan_types_radfm import Scan, hang
+from .scan_types_radfm import Scan
 
 
 def plan(model: str, sources: Sequence[str], scans: Sequence[Scan], device: str, max_new_tokens: int) -> Iterator[str]:
@@ -19,8 +19,8 @@ def plan(model: str, sources: Sequence[str], scans: Sequence[Scan], device: str,
     patches = []
     for source, scan in zip(sources, scans, strict=True):
         yield f"{source}: {scan.modality or 'modality unknown'}, {_shape(scan.voxels.shape[1:])} voxels{_mm(scan.spacing)}"
-        yield from _resampling(processor.image_processor, hang(scan))
-        shape = _shape_in(processor.image_processor, hang(scan))
+        yield from _resampling(processor.image_processor, processor.image_processor.view(scan))
+        shape = _shape_in(processor.image_processor, processor.image_processor.view(scan))
         patches.append(_patches(config, shape))
         yield f"  into the model: {_shape(shape)}, {patches[-1]} patches, {config.num_image_tokens} image tokens"
     tokens = len(scans) * (config.num_image_tokens + 2) + max_new_tokens
@@ -29,10 +29,10 @@ def plan(model: str, sources: Sequence[str], scans: Sequence[Scan], device: str,
 
 
 def _resampling(processor: RadFMImageProcessor, scan: Scan) -> Iterator[str]:
-    low, high = processor.window(scan)
-    below, above = (scan.voxels < low).mean(), (scan.voxels > high).mean()
-    unit = " HU" if scan.modality == "CT" else ""
-    yield f"  grey values {low:g} to {high:g}{unit}: {below:.0%} of the voxels lie below and {above:.0%} above, and are lost"
+    for low, high in processor.windows(scan):
+        below, above = (scan.voxels < low).mean(), (scan.voxels > high).mean()
+        unit = " HU" if scan.modality == "CT" else ""
+        yield f"  grey values {low:g} to {high:g}{unit}: {below:.0%} of the voxels lie below and {above:.0%} above"
     size, before = processor.size(scan), scan.voxels.shape[1:]
     finer = [b / s for b, s in zip(before, size, strict=True)]
     line = f"  resampled to {_shape(size)}"
@@ -47,7 +47,7 @@ def _resampling(processor: RadFMImageProcessor, scan: Scan) -> Iterator[str]:
 
 
 def _shape_in(processor: RadFMImageProcessor, scan: Scan) -> tuple[int, int, int]:
-    return processor.image_size, processor.image_size, processor.size(scan)[2]
+    return processor.image_size, processor.image_size, processor.slices(processor.size(scan)[2])
 
 
 def _patches(config: RadFMConfig, shape: tuple[int, int, int]) -> int:

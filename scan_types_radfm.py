@@ -1,7 +1,7 @@
 """What a scan is once it is read: `Scan`, and `ScanError` for what cannot be read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -77,7 +77,35 @@ def hang(scan: Scan) -> Scan:
             affine[:3, axis] *= -1
             voxels = np.flip(voxels, axis + 1)
     spacing = (scan.spacing[order[0]], scan.spacing[order[1]], scan.spacing[order[2]])
-    return Scan(voxels, affine, spacing, scan.modality, scan.series, scan.windows, list(scan.warnings))
+    return replace(scan, voxels=voxels, affine=affine, spacing=spacing, warnings=list(scan.warnings))
+
+
+def reoriented(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Voxels (channels, R, A, S) of a scan with an affine, each axis running to its letter, and their spacing in mm."""
+    if scan.affine is None or scan.spacing is None:
+        raise ScanError("A scan without an affine has no patient axes.")
+    patient_axes = _closest_axes(scan.affine[:3, :3])
+    order = [patient_axes.index(axis) for axis in range(3)]
+    voxels = scan.voxels.transpose(0, *(axis + 1 for axis in order))
+    flips = [i + 1 for i, axis in enumerate(order) if scan.affine[i, axis] < 0]
+    return np.flip(voxels, flips), (scan.spacing[order[0]], scan.spacing[order[1]], scan.spacing[order[2]])
+
+
+def cropped(scan: Scan, threshold: float) -> Scan:
+    """The smallest box that holds all voxels above a grey value, and where it lies; all of the scan where none is."""
+    body = (scan.voxels > threshold).any(axis=0)
+    box = [slice(None)]
+    corner = np.zeros(3)
+    for axis in range(3):
+        inside = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = (inside[0], inside[-1] + 1) if len(inside) else (0, body.shape[axis])
+        box.append(slice(first, last))
+        corner[axis] = first
+    affine = scan.affine
+    if affine is not None:
+        affine = affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ corner
+    return replace(scan, voxels=scan.voxels[tuple(box)], affine=affine, warnings=list(scan.warnings))
 
 
 def _acquisition_axis(scan: Scan, patient_axes: list[int]) -> int:

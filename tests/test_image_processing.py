@@ -36,10 +36,10 @@ def test_an_unknown_window_is_refused_with_the_known_ones():
 def test_the_files_own_window_for_pictures_and_x_rays_and_percentiles_for_mr():
     ramp = np.linspace(0, 1000, 64 * 64, dtype=np.float32).reshape(1, 64, 64, 1)
     processor = RadFMImageProcessor(image_size=64)
-    assert processor.window(Scan(ramp, modality="DX", windows=[(100.0, 500.0)])) == (100.0, 500.0)
-    low, high = processor.window(Scan(ramp, modality="MR", windows=[(100.0, 500.0)]))
+    assert processor.windows(Scan(ramp, modality="DX", windows=[(100.0, 500.0)])) == [(100.0, 500.0)]
+    ((low, high),) = processor.windows(Scan(ramp, modality="MR", windows=[(100.0, 500.0)]))
     assert (low, high) == pytest.approx((5.0, 995.0), abs=0.1)
-    assert processor.window(load_scan(np.full((4, 4), 7, np.uint8))) == (0.0, 255.0)
+    assert processor.windows(load_scan(np.full((4, 4), 7, np.uint8))) == [(0.0, 255.0)]
 
 
 def test_a_blank_scan_stays_a_number():
@@ -93,9 +93,65 @@ def test_one_volume_stored_three_ways_reaches_the_model_the_same(nifti_files):
 
 def test_what_decides_a_grey_value_is_saved(tmp_path):
     processor = RadFMImageProcessor(
-        image_size=96, max_slices=32, num_channels=1, keep_aspect=True, ct_window="brain", percentiles=(1, 99)
+        image_size=96,
+        max_slices=32,
+        keep_aspect=True,
+        ct_window=["brain", "bone", (0, 9)],
+        percentiles=(1, 99),
+        spacing=(1, 2, 3),
     )
     processor.save_pretrained(tmp_path)
     again = RadFMImageProcessor.from_pretrained(tmp_path)
     assert again.to_dict() == processor.to_dict()
     torch.testing.assert_close(again.prepare(phantom()), processor.prepare(phantom()))
+
+
+def test_three_windows_are_three_channels():
+    processor = RadFMImageProcessor(image_size=96, ct_window=["lung", "soft tissue", (-500, 1300)])
+    pixels = processor.prepare(phantom())
+    for channel, (low, high) in enumerate((CT_WINDOWS["lung"], CT_WINDOWS["soft tissue"], CT_WINDOWS["bone"])):
+        for i, hu in enumerate(HU.values()):
+            wanted = min(max((hu - low) / (high - low), 0), 1)
+            assert pixels[channel, 16 * i + 8, 48, 0].item() == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("window", [(5, 5), ("lung",), (1, 2, 3, 4)])
+def test_what_is_no_window_is_refused(window):
+    with pytest.raises(ValueError, match="is no window"):
+        RadFMImageProcessor(ct_window=window)
+
+
+def test_spacing_in_millimetres_is_kept_and_the_rest_cut_or_black():
+    voxels = np.ones((1, 50, 100, 12), np.float32)
+    voxels[:, 25, 50, 6] = 9
+    scan = Scan(voxels, np.diag([2.0, 1.0, 3.0, 1]), (2.0, 1.0, 3.0))
+    processor = RadFMImageProcessor(image_size=64, spacing=(1.0, 1.0, 3.0), percentiles=(0, 100))
+    view = processor.view(scan)
+    assert processor.size(view) == (100, 100, 12)
+    assert processor.prepare(scan).shape == (1, 64, 64, 12), "cut around the middle"
+    small = RadFMImageProcessor(image_size=128, spacing=(1.0, 1.0, 3.0), percentiles=(0, 100)).prepare(scan)
+    assert small.shape == (1, 128, 128, 12) and small[0, :14].sum() == 0 and small[0, 60:70, 60:70].sum() > 0
+
+
+def test_air_around_the_body_is_cut_away():
+    voxels = np.full((1, 60, 60, 1), -1000, np.float32)
+    voxels[:, 20:40, 10:50] = 40
+    scan = Scan(voxels, np.diag([-1.0, -1.0, 1, 1]), (1.0, 1.0, 1.0), "CT")
+    processor = RadFMImageProcessor(image_size=40, crop_to_body=True, keep_aspect=True)
+    view = processor.view(scan)
+    assert view.voxels.shape == (1, 20, 40, 1) or view.voxels.shape == (1, 40, 20, 1)
+    pixels = processor.prepare(scan)
+    assert (pixels > 0.4).float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_published_preset_stretches_from_lowest_to_highest():
+    processor = RadFMImageProcessor(image_size=8, preset="published")
+    volume = np.arange(4 * 4 * 6, dtype=np.float32).reshape(4, 4, 6)
+    pixels = processor.prepare(volume)
+    assert pixels.shape == (1, 8, 8, 4), "of two depths that are equally near, the smaller"
+    index = [int(k * 6 / 4) for k in range(4)]
+    np.testing.assert_allclose(pixels[0, ::2, ::2].numpy(), volume[..., index] / 95, atol=1e-6)
+    picture = np.full((5, 7), 51, np.uint8)
+    np.testing.assert_allclose(processor.prepare(picture).numpy(), 0.2, atol=1e-6)
+    with pytest.raises(ValueError, match="neither 'radfm' nor 'published'"):
+        RadFMImageProcessor(preset="other")

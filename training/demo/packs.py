@@ -104,7 +104,7 @@ def _slices(processor: RadFMImageProcessor, scan: Scan, whole: Sample) -> Iterat
     """Images cut out of a volume in its three planes, away from its ends, each grey-scaled as the volume is."""
     scan = hang(scan)
     assert scan.affine is not None and scan.spacing is not None
-    low, high = processor.window(scan)
+    window = processor.windows(scan)[0]
     for axis, plane in _planes(scan):
         count = scan.voxels.shape[axis + 1]
         for index in np.linspace(count * 0.2, count * 0.8, 12 if axis == 2 else 4).astype(int):
@@ -113,7 +113,7 @@ def _slices(processor: RadFMImageProcessor, scan: Scan, whole: Sample) -> Iterat
             flat = np.moveaxis(voxels, axis + 1, 3)
             spacing = (scan.spacing[rest[0]], scan.spacing[rest[1]], scan.spacing[axis])
             affine = scan.affine[:, [*rest, axis, 3]]
-            image = Scan(flat, affine, spacing, "CT" if scan.modality == "CT" else "DX", windows=[(low, high)])
+            image = Scan(flat, affine, spacing, "CT" if scan.modality == "CT" else "DX", windows=[window])
             yield replace(whole, pixels=_pixels(processor, image), labels={**whole.labels, "plane": plane})
 
 
