@@ -1,4 +1,4 @@
-"""What a scan is, in lines and in a picture: series, size, axes, windows, warnings; three middle planes with their letters."""
+"""What a scan is: in lines (series, size, axes, windows, warnings) and as a picture of its three middle planes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +11,8 @@ from .scan_types_radfm import Scan, ScanError, reoriented
 
 LETTERS = ("LR", "PA", "IS")
 PLANES = ("axial", "coronal", "sagittal")
-# Of each plane: the axes of RAS that its rows and columns run along, both downwards: to the back or the feet, and to the left
-# or the back, as a radiologist hangs them.
+# Of each plane: the axes of RAS along which its rows and columns run, and the one through it. As a radiologist hangs them,
+# rows run to the back or the feet and columns to the left or the back, against RAS.
 AXES = {"axial": (1, 0, 2), "coronal": (2, 0, 1), "sagittal": (2, 1, 0)}
 PIXELS_PER_PLANE, MARGIN, BARS_MM = 360, 28, (100, 50, 20, 10, 5, 2, 1)
 
@@ -29,7 +29,8 @@ def describe(path: str, scan: Scan) -> Iterator[str]:
         extent = " × ".join(f"{n * mm:.0f}" for n, mm in zip(size, scan.spacing, strict=True))
         yield f"  spacing   {' × '.join(f'{mm:.4g}' for mm in scan.spacing)} mm; {extent} mm in all"
     if scan.affine is not None:
-        yield f"  axes      rows run to {', columns to '.join(_letters(scan.affine)[:2])}, slices to {_letters(scan.affine)[2]}"
+        rows, columns, slices = _letters(scan.affine)
+        yield f"  axes      rows run to {rows}, columns to {columns}, slices to {slices}"
     yield f"  values    {scan.voxels.min():g} to {scan.voxels.max():g}{' HU' if scan.modality == 'CT' else ''}"
     for low, high in scan.windows:
         yield f"  window    {low:g} to {high:g} (centre {(low + high) / 2:g}, width {high - low:g})"
@@ -52,11 +53,9 @@ def draw(scan: Scan, file: Path) -> None:
     low, high = RadFMImageProcessor().windows(scan)[0]
     if scan.affine is None or scan.spacing is None or not scan.is_volume:
         mm = scan.spacing or (1.0, 1.0, 1.0)
-        letters = None if scan.affine is None else _letters(scan.affine)
+        ends = None if scan.affine is None else _ends(*_letters(scan.affine)[:2])
         middle = scan.voxels[..., scan.voxels.shape[-1] // 2]
-        panels = [
-            _panel(middle, (mm[0], mm[1]), (low, high), letters and _ends(letters[0], letters[1]), scan.spacing is not None)
-        ]
+        panels = [_panel(middle, (mm[0], mm[1]), (low, high), ends, scan.spacing is not None)]
     else:
         voxels, spacing = reoriented(scan)
         panels = []
@@ -78,7 +77,7 @@ def draw(scan: Scan, file: Path) -> None:
 
 def _ends(down: str, right: str) -> tuple[str, str, str, str]:
     """Letters above, below, left and right of a picture whose rows run to `down` and columns to `right`."""
-    other = {a: b for pair in LETTERS for a, b in (pair, pair[::-1])}
+    other = dict(zip("LRPAIS", "RLAPSI", strict=True))
     return other[down], down, other[right], right
 
 

@@ -88,7 +88,7 @@ def reoriented(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float]]:
     order = [patient_axes.index(axis) for axis in range(3)]
     voxels = scan.voxels.transpose(0, *(axis + 1 for axis in order))
     flips = [i + 1 for i, axis in enumerate(order) if scan.affine[i, axis] < 0]
-    return np.flip(voxels, flips), (scan.spacing[order[0]], scan.spacing[order[1]], scan.spacing[order[2]])
+    return np.flip(voxels, tuple(flips)), (scan.spacing[order[0]], scan.spacing[order[1]], scan.spacing[order[2]])
 
 
 def cropped(scan: Scan, threshold: float) -> Scan:
@@ -97,7 +97,7 @@ def cropped(scan: Scan, threshold: float) -> Scan:
     box = [slice(None)]
     corner = np.zeros(3)
     for axis in range(3):
-        inside = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis)))
+        inside = np.flatnonzero(np.moveaxis(body, axis, 0).reshape(body.shape[axis], -1).any(axis=1))
         first, last = (inside[0], inside[-1] + 1) if len(inside) else (0, body.shape[axis])
         box.append(slice(first, last))
         corner[axis] = first
