@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,29 @@ try:
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 except ImportError:
     pydicom = None  # type: ignore[assignment]
+try:
+    import libjpeg
+except ImportError:
+    libjpeg = None
 
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+# Retired processes of JPEG, which pydicom leaves alone and libjpeg decodes; and frames that are deflated one by one.
+RETIRED_JPEG = ("1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
+DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 PIXEL_TAG = 0x7FE00010
 Windows = list[tuple[float, float]]
 
 
+def transfer_syntax(dataset: Any) -> str:
+    """UID of a dataset's transfer syntax; as it was found to be written where the file does not say."""
+    stated = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    implicit, little = getattr(dataset, "original_encoding", (True, True))
+    return str(stated or NATIVE[0 if implicit else 1 if little else 2])
+
+
 def native_pixels(instance: Any) -> np.ndarray | None:
     """Stored values (frames, height, width) of an uncompressed grey file, read straight from its bytes; None for others."""
-    header, meta = instance.header, getattr(instance.header, "file_meta", {})
-    syntax = str(meta.get("TransferSyntaxUID", ""))
+    header, syntax = instance.header, transfer_syntax(instance.header)
     bits = header.get("BitsAllocated")
     if instance.pixels_at < 0 or syntax not in NATIVE or header.get("SamplesPerPixel", 1) != 1 or bits not in (8, 16, 32):
         return None
@@ -68,19 +82,37 @@ def stored_pixels(instance: Any, max_bytes: int) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = instance.complete()
+            if not hasattr(dataset, "file_meta"):
+                dataset.file_meta = pydicom.dataset.FileMetaDataset()
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(transfer_syntax(dataset))
             if header.get("BitsAllocated") == 12:
                 return _packed_12_bit(dataset)
-            values = pixel_array(dataset)
+            values = _decoded(dataset, frames)
             if dataset.PhotometricInterpretation == "PALETTE COLOR":
                 values, samples = _eight_bits(apply_color_lut(values, dataset)), 3
     except Exception as error:
-        syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
-        raise ScanError(
-            f"{instance.name}: Pixel Data (7FE0,0010) in {getattr(syntax, 'name', 'an unknown transfer syntax')} cannot be "
-            f"decoded ({first_line(error)[:160]})."
-        ) from error
+        syntax = pydicom.uid.UID(transfer_syntax(header)).name
+        reason = first_line(error)[:160]
+        raise ScanError(f"{instance.name}: Pixel Data (7FE0,0010) in {syntax} cannot be decoded ({reason}).") from error
     shape = (frames, int(header.Rows), int(header.Columns))
     return values.reshape(*shape, -1)[..., :3] if samples > 1 else values.reshape(shape)
+
+
+def _decoded(dataset: Any, frames: int) -> np.ndarray:
+    syntax = transfer_syntax(dataset)
+    if syntax in RETIRED_JPEG:
+        encoded = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=frames)
+        return np.stack([libjpeg.decode(frame) for frame in encoded])
+    if syntax == DEFLATED_FRAMES:
+        pixels = int(dataset.Rows) * int(dataset.Columns)
+        bits = int(dataset.BitsAllocated)
+        unpacked = []
+        for frame in pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=frames):
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, pixels * max(bits // 8, 1) + 1)
+            values = np.frombuffer(data, np.uint8 if bits <= 8 else f"<u{bits // 8}")
+            unpacked.append((np.unpackbits(values, bitorder="little") if bits == 1 else values)[:pixels])
+        return np.stack(unpacked)
+    return pixel_array(dataset)
 
 
 def _packed_12_bit(dataset: Any) -> np.ndarray:

@@ -39,7 +39,7 @@ def stack_of(name: str, instances: list[Any], volume: int | None, max_bytes: int
     """One scan of a series' files. `volume` chooses among several at one place, or a frame in time. Raises `ScanError`."""
     header = instances[0].header
     if "MOSAIC" in [str(word).upper() for word in header.get("ImageType", [])]:
-        raise ScanError(f"{name}: is a Siemens mosaic, many slices in one picture; convert it with dcm2niix first.")
+        raise ScanError(f"{name}: is a Siemens mosaic, many slices in one picture: convert it with dcm2niix first.")
     frames = int(header.get("NumberOfFrames") or 1)
     if len(instances) == 1 and (frames == 1 or str(header.get("Modality")) not in SLICED):
         return _picture(instances[0], frames, volume, max_bytes)
@@ -344,5 +344,5 @@ def _doubt_hounsfield(voxels: np.ndarray, notes: list[str]) -> None:
     lowest, highest = float(voxels.min()), float(voxels.max())
     if lowest > -500:
         notes.append(f"No air: the values run from {lowest:g} to {highest:g}, so they may have been windowed and be no HU.")
-    elif lowest < -1500 and np.mean(voxels < -1500) > 0.2 and np.mean((voxels > -1300) & (voxels < -700)) < 0.01:
+    elif np.mean(voxels < -1500) > 0.2 and np.mean((voxels > -150) & (voxels < 200)) < 0.01:
         notes.append(f"Air lies near {np.median(voxels[voxels < -1500]):.0f}, not −1000: rescaled twice?")

@@ -20,6 +20,7 @@ PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"RIFF", b"BM", b"G
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mgh", ".mgz", ".mnc")
 ARRAY_SUFFIXES = (".npy", ".npz")
 ZIP = b"PK\x03\x04"
+DICOMDIR = "DICOMDIR"
 
 
 @dataclass
@@ -87,8 +88,8 @@ def list_series(source: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> lis
     path = Path(source)
     if not path.exists():
         raise ScanError(f"{path}: there is no such file or folder.")
-    if path.is_dir():
-        instances, _ = _instances(_walk(path), max_bytes)
+    if path.is_dir() or path.name.upper() == DICOMDIR:
+        instances, _ = _instances(_walk(path if path.is_dir() else path.parent), max_bytes)
     else:
         content = path.read_bytes()
         members = _members(str(path), content, max_bytes) if content[:4] == ZIP else [(str(path), content)]
@@ -102,7 +103,7 @@ def _read_path(path: Path, choice: _Choice) -> Scan:
             raise ScanError(f"{path}: there is no such file or folder.")
         if path.is_dir():
             return _read_files(str(path), _walk(path), choice)
-        if path.name.upper() == "DICOMDIR":
+        if path.name.upper() == DICOMDIR:
             return _read_files(str(path), _walk(path.parent), choice)
         if path.name.lower().endswith(NIFTI_SUFFIXES):
             from .nifti_radfm import read_nifti
