@@ -18,7 +18,7 @@ except ImportError:
 try:
     import libjpeg
 except ImportError:
-    libjpeg = None
+    libjpeg = None  # type: ignore[assignment]
 
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 # Retired processes of JPEG, which pydicom leaves alone and libjpeg decodes; and frames that are deflated one by one.

@@ -93,7 +93,7 @@ def reoriented(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float]]:
 
 def cropped(scan: Scan, threshold: float) -> Scan:
     """The smallest box that holds all voxels above a grey value, and where it lies; all of the scan where none is."""
-    body: np.ndarray = (scan.voxels > threshold).any(axis=0)
+    body = np.asarray(np.any(scan.voxels > threshold, axis=0))
     box = [slice(None)]
     corner = np.zeros(3)
     for axis in range(3):
