@@ -103,6 +103,68 @@ def inspect(
         draw(scan, png)
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The published .bin, its zip (parts beside it), or a folder with one.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the new model repository.")],
+    text_config: Annotated[Path | None, typer.Option(help="JSON with what the tensors do not tell of the decoder.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id of LLaMA's tokenizer.")] = None,
+    published_generation: Annotated[bool, typer.Option(help="Keep the published stopping rule, id 1 instead of 2.")] = False,
+    to_published: Annotated[bool, typer.Option(help="The other way: SOURCE is a RadFM folder, OUT a .bin.")] = False,
+) -> None:
+    """Make a model repository of the published checkpoint, tensor by tensor; interrupted, start it again.
+
+    Examples:
+
+      radfm convert pytorch_model.bin radfm-14b --dtype bfloat16 --tokenizer llama-tokenizer/
+
+      radfm convert RadFM.zip radfm-14b --dtype bfloat16
+
+      radfm convert my-radfm pytorch_model.bin --to-published
+    """
+    from .conversion_radfm import DTYPES, ConversionError
+    from .conversion_radfm import convert as convert_checkpoint
+    from .conversion_radfm import to_published as convert_back
+
+    if dtype not in DTYPES:
+        _refuse(f"--dtype {dtype} is none of {', '.join(DTYPES)}.")
+    try:
+        if to_published:
+            print(f"{convert_back(source, out)} tensors written to {out}")
+            return
+        settings = None if text_config is None else json.loads(text_config.read_text())
+        lines = _with_progress(
+            lambda progress: convert_checkpoint(
+                source,
+                out,
+                text_config=settings,
+                dtype=dtype,
+                tokenizer=tokenizer,
+                published_generation=published_generation,
+                progress=progress,
+            )
+        )
+    except ConversionError as error:
+        _refuse(str(error))
+    except (OSError, json.JSONDecodeError) as error:
+        _refuse(f"{text_config or source}: cannot be read ({error}).")
+    for line in lines:
+        print(line)
+
+
+def _with_progress(work: Any) -> Any:
+    """Run a long job that tells of each tensor, with a line that shows where it is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("converting", total=None)
+        return work(lambda name, size: bar.update(task, advance=size, description=name[-48:]))
+
+
 def _split(words: list[str]) -> tuple[list[str], str | None]:
     """Scans, and the question where the last word is no path."""
     last = words[-1]

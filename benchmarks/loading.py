@@ -23,8 +23,8 @@ from radfm.scans_radfm import load_scan
 
 def series(folder: Path, slices: int, side: int, compressed: bool) -> list[Path]:
     """A CT series of smooth noise, under random names and instance numbers."""
-    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
-    template = pydicom.dcmread(get_testdata_file("693_J2KI.dcm"))
+    dataset = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+    template = pydicom.dcmread(str(get_testdata_file("693_J2KI.dcm")))
     dataset.Rows = dataset.Columns = side
     dataset.SeriesInstanceUID = generate_uid()
     rng, files = np.random.default_rng(0), []

@@ -142,7 +142,7 @@ class Classifier(nn.Module):
 
 
 def train_tower(config: RadFMVisionConfig, samples: list[Sample], steps: int, folder: Path) -> Classifier:
-    """Stage 1: strong augmentation for three quarters of the steps, then mild."""
+    """Stage 1: strong augmentation, mild near the end; then half as many steps again, mild and at half the rate."""
     torch.manual_seed(0)
     classifier = Classifier(config)
     draw = Steps(samples)
@@ -151,4 +151,10 @@ def train_tower(config: RadFMVisionConfig, samples: list[Sample], steps: int, fo
         pixels, shown = draw(step, strength=1.0 if step < 0.7 * steps else 0.35)
         return label_loss(classifier(pixels), targets(shown))
 
-    return train("tower", classifier, loss_of_step, steps=steps, learning_rate=8e-4, folder=folder)
+    classifier = train("tower", classifier, loss_of_step, steps=steps, learning_rate=8e-4, folder=folder)
+
+    def loss_of_mild_step(step: int) -> torch.Tensor:
+        pixels, shown = draw(steps + step, strength=0.5)
+        return label_loss(classifier(pixels), targets(shown))
+
+    return train("tower-mild", classifier, loss_of_mild_step, steps=steps // 2, learning_rate=4e-4, folder=folder)
