@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,7 @@ def infer_config(checkpoint: Checkpoint, text_config: dict[str, Any] | None) -> 
 
     values = shape(f"{vision}to_patch_embedding.1.weight")[0]
     if values != PATCH * PATCH * PATCH_DEPTH * CHANNELS:
-        raise ConversionError(
-            f"{checkpoint.source}: patches of {values} values are not those of 32×32×4×3 that were published."
-        )
+        raise ConversionError(f"{checkpoint.source}: patches of {values} values are not the published 32×32×4×3.")
     width = shape(f"{perceiver}latents")[1]
     words, hidden = shape(WORDS)
     decoder: dict[str, Any] = {
@@ -164,7 +163,7 @@ def make_plans(checkpoint: Checkpoint, config: RadFMConfig) -> tuple[list[Plan],
             report[name] = f"dropped: {reason}"
             continue
         target = report[name] = new_name(name)
-        plans.append(Plan(target, (name,), stored.shape, lambda c, name=name: c.read(name)))
+        plans.append(Plan(target, (name,), stored.shape, partial(_as_it_is, name)))
     for name in (MARKS, HEAD):
         if name not in checkpoint:
             raise ConversionError(f"{checkpoint.source}: lacks {name}.")
@@ -188,6 +187,10 @@ def make_plans(checkpoint: Checkpoint, config: RadFMConfig) -> tuple[list[Plan],
 
 def _published_or(name: str) -> str:
     return {EMBEDDINGS: WORDS, LM_HEAD: HEAD}.get(name) or old_name(name)
+
+
+def _as_it_is(name: str, checkpoint: Checkpoint) -> torch.Tensor:
+    return checkpoint.read(name)
 
 
 def _words_and_marks(checkpoint: Checkpoint) -> torch.Tensor:
@@ -276,7 +279,7 @@ def _write_processor(out: Path, config: RadFMConfig, tokenizer: str | None) -> l
 
 
 def memory_needed(config: RadFMConfig) -> Iterator[str]:
-    """What the weights need in each way of loading, computed from the sizes: the vision tower and projector stay in 16 bits."""
+    """What the weights need in each way of loading, from the sizes; all but the decoder's matrices stays in 16 bits."""
     with torch.device("meta"):
         model = RadFMForConditionalGeneration(config)
     everything = sum(p.numel() for p in model.parameters())
@@ -297,8 +300,11 @@ tags: [radiology, medical, ct, mri, x-ray]
 
 # RadFM
 
-The published RadFM (arXiv 2308.02463), converted from `{source}` to {dtype} safetensors. `conversion.json` says what became of each tensor.
-The licence of the published weights is not stated; LLaMA's and the data sets' terms may restrict their use. For research, no medical device.
+The published RadFM (arXiv 2308.02463), converted from `{source}` to {dtype} safetensors.
+`conversion.json` says what became of each tensor.
+
+The licence of the published weights is not stated; LLaMA's and the data sets' terms may restrict their use.
+For research, no medical device.
 """
 
 

@@ -167,7 +167,7 @@ def _torch_archive(source: Path) -> zipfile.ZipFile:
         ) from error
 
 
-def _joined(source: Path) -> IO[bytes]:
+def _joined(source: Path) -> Any:
     """A file, or all parts of a split zip (`.z01`, `.z02`, …, `.zip`) as if they had been put together again."""
     parts = sorted(source.parent.glob(f"{source.stem}.z[0-9][0-9]"))
     return open(source, "rb") if source.suffix != ".zip" or not parts else _Parts([*parts, source])
@@ -177,7 +177,7 @@ class _Parts(io.RawIOBase):
     """Files read as one. Of a split zip: places in its directory are turned from (part, place) into places in the whole."""
 
     def __init__(self, parts: list[Path]):
-        self.files = [open(part, "rb") for part in parts]
+        self.files = [part.open("rb") for part in parts]
         self.starts = [0]
         for part in parts:
             self.starts.append(self.starts[-1] + part.stat().st_size)
@@ -260,21 +260,18 @@ class _Parts(io.RawIOBase):
 
 def _zip64_fields(extra: bytes, unpacked: int, packed: int, place: int, disk: int) -> tuple[int, int, int, int]:
     """Sizes, place and part of a zip's entry, from its zip64 field where they are too large for the plain ones."""
+    full = (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFF)
+    forms = ("<Q", "<Q", "<Q", "<L")
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack("<2H", extra[at : at + 4])
         if kind == 1:
-            values, start = [], at + 4
-            for value, full, form in (
-                (unpacked, 0xFFFFFFFF, "<Q"),
-                (packed, 0xFFFFFFFF, "<Q"),
-                (place, 0xFFFFFFFF, "<Q"),
-                (disk, 0xFFFF, "<L"),
-            ):
-                if value == full:
-                    (value,) = struct.unpack(form, extra[start : start + struct.calcsize(form)])
-                    start += struct.calcsize(form)
-                values.append(value)
+            values, start = [unpacked, packed, place, disk], at + 4
+            for i in range(4):
+                if values[i] == full[i]:
+                    end = start + struct.calcsize(forms[i])
+                    (values[i],) = struct.unpack(forms[i], extra[start:end])
+                    start = end
             return values[0], values[1], values[2], values[3]
         at += 4 + length
     return unpacked, packed, place, disk
