@@ -278,3 +278,34 @@ def test_a_dicomdir_stands_for_the_folder_that_it_lies_in(dicom_files):
     assert load_scan(directory, series=uid).voxels.size > 1
     with pytest.raises(ScanError, match="7 images differ in size or plane"):
         load_scan(directory)
+
+
+def test_sequences_nested_hundreds_deep_end_in_a_sentence():
+    inner = b"\xfe\xff\x0d\xe0\x00\x00\x00\x00\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+    deep = (
+        b"".join(b"\x08\x00\x15\x11SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" for _ in range(2000)) + inner
+    )
+    content = saved(plain(np.zeros((4, 4), np.uint16)))
+    at = content.index(b"\x08\x00\x16\x00UI")
+    with pytest.raises(ScanError):
+        load_scan(content[:at] + deep + content[at:])
+
+
+@pytest.mark.parametrize("cut", [0, 8])
+def test_a_declared_length_beyond_the_file_gives_what_is_there_or_a_sentence(cut):
+    content = bytearray(saved(plain(np.full((4, 4), 7, np.uint16))))
+    at = content.index(b"\xe0\x7f\x10\x00")
+    content[at + 8 : at + 12] = b"\xf0\xff\xff\x7f"
+    if cut:
+        with pytest.raises(ScanError, match="cannot be decoded"):
+            load_scan(bytes(content[:-cut]))
+    else:
+        assert (load_scan(bytes(content)).voxels == 7).all()
+
+
+def test_a_header_that_announces_forty_gigabytes_is_refused_before_it_is_read():
+    dataset = plain(np.zeros((4, 4), np.uint16))
+    dataset.Rows = dataset.Columns = 65535
+    dataset.NumberOfFrames = 9
+    with pytest.raises(ScanError, match="GB, more than"):
+        load_scan(saved(dataset))

@@ -18,7 +18,7 @@ from .tower import train_tower
 from .words import train_words
 
 ROOT = Path(__file__).parents[2]
-TOWER_STEPS, WORDS_STEPS = 5000, 3000
+TOWER_STEPS, WORDS_STEPS = 5000, 2000
 
 
 def main(
