@@ -140,9 +140,9 @@ def to_native(stored: np.ndarray, dataset: Any, rescale: tuple[float, float] | N
     elif "ModalityLUTSequence" in dataset:
         values[...] = apply_modality_lut(stored, dataset)
     padding = dataset.get("PixelPaddingValue")
-    if padding is not None and isinstance(padding, int):
-        ends = sorted((padding, int(dataset.get("PixelPaddingRangeLimit", padding))))
-        outside = (stored >= ends[0]) & (stored <= ends[1])
+    if isinstance(padding, int):
+        limit = dataset.get("PixelPaddingRangeLimit")
+        outside = stored == padding if limit is None else (stored >= min(padding, limit)) & (stored <= max(padding, limit))
         if outside.any() and not outside.all():
             values[outside] = values[~outside].min()
 

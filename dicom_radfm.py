@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .dicom_header_radfm import HEAD_BYTES, plain_header, tags_of
 from .dicom_stack_radfm import stack_of
 from .scan_types_radfm import Scan, ScanError, first_line
 
@@ -20,7 +21,7 @@ except ImportError:
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 # All that is read of a header. A patient's weight is among it for SUV, and goes no further.
-TAGS = [
+TAGS = tags_of([
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SeriesTime", "AcquisitionTime", "ContentTime", "Modality",
     "SeriesDescription", "PatientWeight", "SliceThickness", "EchoTime", "SpacingBetweenSlices", "TriggerTime",
     "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "ImagePositionPatient", "ImageOrientationPatient",
@@ -30,7 +31,7 @@ TAGS = [
     "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence", "Units", "DecayCorrection",
     "RadiopharmaceuticalInformationSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     "DiffusionBValue",
-]  # fmt: skip
+])  # fmt: skip
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Headers are parsed side by side: a good part of the time goes into waiting for the disk.
 THREADS = 2
@@ -66,11 +67,15 @@ def parse(name: str, source: Path | bytes, max_bytes: int) -> Instance:
     if pydicom is None:
         raise ScanError(f"{name}: reading DICOM needs pydicom: pip install pydicom 'pylibjpeg[all]'.")
     with _opened(source) as file:
-        if DEFLATED in file.read(1024):
+        head = file.read(HEAD_BYTES)
+        plain = plain_header(head, TAGS)
+        if plain is not None:
+            return Instance(name, plain[0], source, plain[1])
+        if DEFLATED in head[:1024]:
             file.seek(0)
             _refuse_deflate_bomb(name, file.read(), max_bytes)
             return Instance(name, _read(name, source)[0], None)
-    header, at = _read(name, source, stop_before_pixels=True, specific_tags=TAGS)
+    header, at = _read(name, source, stop_before_pixels=True, specific_tags=sorted(TAGS))
     return Instance(name, header, source, at)
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,18 @@ class Slice:
     orientation: np.ndarray | None
     pixel_mm: tuple[float, float] | None
     rescale: tuple[float, float] | None
-    keys: dict[str, str] = field(default_factory=dict)
+    places: list[Any]
+
+    def key(self, word: str) -> str:
+        """The value by which volumes of a series may differ, of the frame or else of the file."""
+        header = self.instance.header
+        if word == "EchoTime":
+            echo = _group(header, self.places, "MREchoSequence")
+            return str(echo.get("EffectiveEchoTime", header.get(word, "")))
+        if word == "TemporalPositionIdentifier":
+            content = _group(header, self.places, "FrameContentSequence")
+            return str(content.get("TemporalPositionIndex", header.get(word, "")))
+        return str(header.get(word, ""))
 
 
 def stack_of(name: str, instances: list[Any], volume: int | None, max_bytes: int) -> Scan:
@@ -73,12 +84,7 @@ def _slices(instance: Any) -> list[Slice]:
         spacing = _vector(measures.get("PixelSpacing") or header.get("ImagerPixelSpacing"), 2)
         pixel_mm = (float(spacing[0]), float(spacing[1])) if spacing is not None and spacing.min() > 0 else None
         rescale = rescale_of(_group(header, places, "PixelValueTransformationSequence"))
-        content = _group(header, places, "FrameContentSequence")
-        echo = _group(header, places, "MREchoSequence")
-        keys = {key: str(header.get(key, "")) for key in VOLUME_KEYS}
-        keys["EchoTime"] = str(echo.get("EffectiveEchoTime", keys["EchoTime"]))
-        keys["TemporalPositionIdentifier"] = str(content.get("TemporalPositionIndex", keys["TemporalPositionIdentifier"]))
-        slices.append(Slice(instance, frame, position, orientation, pixel_mm, rescale, keys))
+        slices.append(Slice(instance, frame, position, orientation, pixel_mm, rescale, places))
     return slices
 
 
@@ -131,7 +137,7 @@ def _one_volume(
     for key in VOLUME_KEYS:
         volumes: dict[str, list[Slice]] = {}
         for piece in slices:
-            volumes.setdefault(piece.keys[key], []).append(piece)
+            volumes.setdefault(piece.key(key), []).append(piece)
         parts = [_ordered(part) for part in volumes.values()]
         if len(volumes) > 1 and all(len(p) > 1 and (np.diff(a) >= SAME_PLACE_MM).all() for p, a in parts):
             values = sorted(volumes, key=lambda value: (_number(value), value))
@@ -341,6 +347,7 @@ def _frame_windows(header: Any) -> list[tuple[float, float]]:
 
 def _doubt_hounsfield(voxels: np.ndarray, notes: list[str]) -> None:
     """A CT whose values cannot be HU was windowed before, or rescaled twice; nobody but its sender can tell."""
+    voxels = voxels[:, ::4, ::4, :: max(voxels.shape[-1] // 32, 1)]
     lowest, highest = float(voxels.min()), float(voxels.max())
     if lowest > -500:
         notes.append(f"No air: the values run from {lowest:g} to {highest:g}, so they may have been windowed and be no HU.")

@@ -309,3 +309,20 @@ def test_a_header_that_announces_forty_gigabytes_is_refused_before_it_is_read():
     dataset.NumberOfFrames = 9
     with pytest.raises(ScanError, match="GB, more than"):
         load_scan(saved(dataset))
+
+
+def test_the_quick_header_is_pydicoms(packs, dicom_files, syntaxes):
+    from radfm.dicom_header_radfm import HEAD_BYTES, plain_header
+    from radfm.dicom_radfm import TAGS
+
+    contents = [file.read_bytes() for file in sorted(dicom_files.glob("*.dcm"))] + list(syntaxes[1].values())
+    read = 0
+    for content in contents:
+        quick = plain_header(content[:HEAD_BYTES], TAGS)
+        if quick is None:
+            continue
+        read += 1
+        slow = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=sorted(TAGS))
+        assert {int(e.tag): e.value for e in quick[0]} == {int(e.tag): e.value for e in slow if int(e.tag) in TAGS}
+        assert content[quick[1] : quick[1] + 4] == b"\xe0\x7f\x10\x00"
+    assert read > 30
