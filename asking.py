@@ -1,10 +1,12 @@
 """Asking a model about scans: a conversation that encodes its scans once."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import TextStreamer
+from transformers.utils import logging
 
 from .modeling_radfm import RadFMForConditionalGeneration
 from .processing_radfm import RadFMProcessor
@@ -20,6 +22,8 @@ class Asker:
     """A model, the scans it was shown, and what was said about them so far."""
 
     def __init__(self, model: str, device: str = ""):
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
         self.device = torch.device(device or default_device())
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         self.model: Any = RadFMForConditionalGeneration.from_pretrained(model, dtype=dtype)

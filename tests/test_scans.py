@@ -286,3 +286,13 @@ def test_a_scan_shows_nothing_of_the_patient(dicom_files):
     dataset = pydicom.dcmread(dicom_files / "CT_small.dcm")
     for secret in (str(dataset.PatientName), dataset.PatientID, dataset.StudyDate):
         assert secret not in repr(scan) and secret not in str(vars(scan))
+
+
+def test_from_dicom_to_nifti_and_back_nothing_moves(packs, tmp_path):
+    scan = load_scan(packs / "dicom_series_mr.zip")
+    nibabel.save(nibabel.Nifti1Image(scan.voxels[0], scan.affine), tmp_path / "scan.nii.gz")
+    again = load_scan(tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(again.voxels, scan.voxels)
+    np.testing.assert_allclose(again.affine, scan.affine, atol=1e-4)
+    np.testing.assert_allclose(again.spacing, scan.spacing, atol=1e-4)
+    np.testing.assert_array_equal(hang(again).voxels, hang(scan).voxels)

@@ -18,7 +18,7 @@ from .tower import train_tower
 from .words import train_words
 
 ROOT = Path(__file__).parents[2]
-TOWER_STEPS, WORDS_STEPS = 5000, 2000
+TOWER_STEPS, WORDS_STEPS, VIT_STEPS = 5000, 2000, 2500
 
 
 def main(
@@ -55,7 +55,7 @@ def main(
     speaker = train_words(model, processor.tokenizer, train, WORDS_STEPS // part, work)
     write(speaker.model, processor, out)
 
-    plain = train_vit(vision_config(), train, TOWER_STEPS // part, work) if vit else None
+    plain = train_vit(vision_config(), train, VIT_STEPS // part, work) if vit else None
     model = RadFMForConditionalGeneration.from_pretrained(out)
     scores = evaluate(model, RadFMProcessor.from_pretrained(out), classifier, plain, samples)
     save(scores, (out / "training" / "demo" if out == ROOT else out) / "scores.json")
