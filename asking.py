@@ -18,6 +18,19 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+class Words(TextStreamer):
+    """Prints an answer as it is said, without the space that parts it from the question."""
+
+    def __init__(self, tokenizer: Any):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.begun = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = text if self.begun else text.lstrip()
+        self.begun = self.begun or bool(text)
+        super().on_finalized_text(text, stream_end)
+
+
 class Asker:
     """A model, the scans it was shown, and what was said about them so far."""
 
@@ -48,7 +61,7 @@ class Asker:
         text = self.processor.apply_chat_template(self.messages, add_generation_prompt=True)
         text = text.replace("<image>", self.processor.image_text)
         inputs = self.processor(text=text, return_tensors="pt").to(self.device)
-        streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+        streamer = Words(self.processor.tokenizer) if stream else None
         said = self.model.generate(
             **inputs,
             image_features=self.image_features,

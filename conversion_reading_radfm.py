@@ -226,10 +226,13 @@ class _Parts(io.RawIOBase):
         end = tail.rfind(b"PK\x05\x06")
         if end < 0:
             raise zipfile.BadZipFile("no end of central directory")
-        _, _, disk, _, total, size, offset, _ = struct.unpack("<4s4H2LH", tail[end : end + 22])
-        zip64 = tail.rfind(b"PK\x06\x06", 0, end)
-        if zip64 >= 0:
-            _, _, _, _, _, disk, _, total, size, offset = struct.unpack("<4sQ2H2L4Q", tail[zip64 : zip64 + 56])
+        _, last_disk, disk, _, total, size, offset, _ = struct.unpack("<4s4H2LH", tail[end : end + 22])
+        if tail[end - 20 : end - 16] == b"PK\x06\x07":
+            _, part, place, _ = struct.unpack("<4sLQL", tail[end - 20 : end])
+            self.at = self.starts[min(part, len(self.files) - 1)] + place
+            _, _, _, _, last_disk, disk, _, total, size, offset = struct.unpack("<4sQ2H2L4Q", self.read(56))
+        if len(self.files) != last_disk + 1:
+            raise zipfile.BadZipFile(f"{len(self.files)} of {last_disk + 1} parts are here")
         start = self.starts[disk] + offset
         self.at = start
         directory = self.read(size)
