@@ -20,6 +20,6 @@ printf '\nAn abdominal MR, one slice (DICOM)\n'
 ask "$dicom/examples_overlay.dcm" "Which imaging modality is this?" "Is this scan 2D or 3D?"
 printf '\nA brain MR, a volume (NIfTI)\n'
 ask "$nifti/example4d.nii.gz" "Which imaging modality is this?" "Which body part is shown?" "Is this scan 2D or 3D?"
-printf '\nWhere it fails: a close-up crop of a CT, unlike anything it was trained on\n'
-ask "$dicom/CT_small.dcm" "Which imaging modality is this?"
+printf '\nWhere it fails: a close-up crop of an MR, unlike anything it was trained on\n'
+ask "$dicom/MR_small.dcm" "Which imaging modality is this?"
 printf '\nA demonstration, no medical device: README.md says what it was trained on and how often it is wrong.\n'

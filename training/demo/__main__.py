@@ -18,7 +18,7 @@ from .tower import train_tower
 from .words import train_words
 
 ROOT = Path(__file__).parents[2]
-TOWER_STEPS, WORDS_STEPS, VIT_STEPS = 5000, 2000, 2500
+TOWER_STEPS, WORDS_STEPS, VIT_STEPS = 5000, 2000, 1500
 
 
 def main(
