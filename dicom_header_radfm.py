@@ -35,8 +35,10 @@ def plain_header(head: bytes, wanted: set[int]) -> tuple[Any, int] | None:
     found, at = _elements(head, at, explicit=syntax != IMPLICIT, end=len(head), wanted=wanted)
     if found is None:
         return None
-    raw = {
-        BaseTag(tag): RawDataElement(BaseTag(tag), vr and vr.decode("ascii"), len(value), value, 0, vr is None, True)
+    raw: Any = {
+        BaseTag(tag): RawDataElement(
+            BaseTag(tag), vr.decode("ascii") if vr else None, len(value), value, 0, vr is None, True
+        )
         for tag, (vr, value) in found.items()
     }
     dataset = pydicom.dataset.FileDataset("", raw, is_implicit_VR=syntax == IMPLICIT, is_little_endian=True)
