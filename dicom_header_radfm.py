@@ -24,9 +24,10 @@ TRANSFER_SYNTAX, PIXELS, UNDEFINED = 0x00020010, 0x7FE00008, 0xFFFFFFFF
 
 def plain_header(head: bytes, wanted: set[int]) -> tuple[Any, int] | None:
     """The wanted elements of a file that starts with `head`, and where its pixel element is; None where it is not plain."""
-    if head[128:132] != b"DICM":
+    end = _end_of_meta(head)
+    if head[128:132] != b"DICM" or end > len(head):
         return None
-    meta, at = _elements(head, 132, explicit=True, end=_end_of_meta(head), wanted={TRANSFER_SYNTAX})
+    meta, at = _elements(head, 132, explicit=True, end=end, wanted={TRANSFER_SYNTAX})
     if meta is None or TRANSFER_SYNTAX not in meta:
         return None
     syntax = meta[TRANSFER_SYNTAX][1].rstrip(b"\0 ")

@@ -90,7 +90,9 @@ def stored_pixels(instance: Any, max_bytes: int) -> np.ndarray:
             values = _decoded(dataset, frames)
             if dataset.PhotometricInterpretation == "PALETTE COLOR":
                 values, samples = _eight_bits(apply_color_lut(values, dataset)), 3
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the RLE decoder panics on damaged data, and a panic of Rust is no Exception
         syntax = pydicom.uid.UID(transfer_syntax(header)).name
         reason = first_line(error)[:160]
         raise ScanError(f"{instance.name}: Pixel Data (7FE0,0010) in {syntax} cannot be decoded ({reason}).") from error

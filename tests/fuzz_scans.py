@@ -87,7 +87,8 @@ def main() -> int:
         name, content = rng.choice(files)
         data = mutated(content, rng.choice(files)[1], rng)
         tried += 1
-        signal.alarm(LIMIT_SECONDS)
+        started = time.time()
+        signal.alarm(2 * LIMIT_SECONDS)
         try:
             scan = load_scan(data, max_bytes=MAX_BYTES)
             assert np.isfinite(scan.voxels).all(), "voxels that are not finite"
@@ -97,10 +98,14 @@ def main() -> int:
         except ScanError as error:
             if "\n" in str(error):
                 found += report(folder, name, data, error)
-        except (Exception, SystemError) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             found += report(folder, name, data, error)
         finally:
             signal.alarm(0)
+        if time.time() - started > LIMIT_SECONDS:
+            found += report(folder, name, data, TimeoutError(f"took {time.time() - started:.0f} s"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{tried} files, {scans} scans, {tried - scans - found} clear errors, {found} others; peak memory {peak:.1f} GB")
     return int(found > 0)
@@ -110,8 +115,9 @@ def report(folder: Path, name: str, data: bytes, error: BaseException) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / f"{abs(hash(data)):x}_{name}"
     kept.write_bytes(data)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    print(f"{kept}: {type(error).__name__}: {str(error)[:100]} ({Path(where.filename).name}:{where.lineno})", flush=True)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    print(f"{kept}: {type(error).__name__}: {str(error)[:100]}{where}", flush=True)
     return 1
 
 

@@ -326,3 +326,28 @@ def test_the_quick_header_is_pydicoms(packs, dicom_files, syntaxes):
         assert {int(e.tag): e.value for e in quick[0]} == {int(e.tag): e.value for e in slow if int(e.tag) in TAGS}
         assert content[quick[1] : quick[1] + 4] == b"\xe0\x7f\x10\x00"
     assert read > 30
+
+
+def test_a_damaged_run_length_ends_in_a_sentence(dicom_files):
+    content = bytearray((dicom_files / "SC_rgb_rle.dcm").read_bytes())
+    start = content.index(b"\xe0\x7f\x10\x00")
+    ended = 0
+    for at in range(start + 100, len(content) - 20, 37):
+        damaged = content.copy()
+        damaged[at : at + 2] = b"\x7f\x7f"
+        try:
+            load_scan(bytes(damaged))
+        except ScanError:
+            ended += 1
+    assert ended > 3
+
+
+def test_a_damaged_group_length_or_a_cut_off_header_ends_in_a_scan_or_a_sentence(dicom_files):
+    content = (dicom_files / "JPEGLSNearLossless_08.dcm").read_bytes()
+    cut = [content[:at] for at in range(132, 420, 3)]
+    longer = [content[:140] + length.to_bytes(4, "little") + content[144:] for length in (0, 7, 10_000, 0xFFFFFFFF)]
+    for damaged in (*cut, *longer):
+        try:
+            assert load_scan(damaged).voxels.size
+        except ScanError as error:
+            assert "\n" not in str(error)
