@@ -31,7 +31,7 @@ def plain_header(head: bytes, wanted: set[int]) -> tuple[Any, int] | None:
     if meta is None or TRANSFER_SYNTAX not in meta:
         return None
     syntax = meta[TRANSFER_SYNTAX][1].rstrip(b"\0 ")
-    if syntax not in (IMPLICIT, EXPLICIT) and not syntax.startswith(COMPRESSED):
+    if syntax not in (IMPLICIT, EXPLICIT) and not (syntax.startswith(COMPRESSED) and syntax.isascii()):
         return None
     found, at = _elements(head, at, explicit=syntax != IMPLICIT, end=len(head), wanted=wanted)
     if found is None:

@@ -51,9 +51,9 @@ def scan_of_nibabel(image: Any, name: str, volume: int | None, max_bytes: int) -
     if getattr(image, "affine", None) is None:
         raise ScanError(f"{name}: is a {type(image).__name__} and no volume of voxels.")
     shape, warnings = tuple(image.shape), []
-    if len(shape) < 2 or 0 in shape:
+    if len(shape) < 2 or min(shape) < 1:
         raise ScanError(f"{name}: has shape {shape}, which is no image and no volume.")
-    if np.prod(shape[:3], dtype=float) * 4 > max_bytes:
+    if np.prod(shape[:3], dtype=float) * 4 > max_bytes or np.prod(shape[3:], dtype=float) > 2**31:
         raise ScanError(f"{name}: shape {shape} needs more than {max_bytes / 1e9:.1f} GB.")
     volumes = int(np.prod(shape[3:], dtype=float))
     if volume is not None and not 0 <= volume < volumes:

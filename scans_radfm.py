@@ -236,7 +236,7 @@ def _scan_of_zip(name: str, content: bytes, choice: _Choice) -> Scan:
 def _scan_of_npy(name: str, content: bytes, max_bytes: int) -> Scan:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+    except Exception as error:
         raise ScanError(f"{name}: is no readable NumPy array ({first_line(error)}).") from error
     return _scan_of_array(array, name, max_bytes)
 

@@ -83,3 +83,10 @@ def test_headers_that_announce_more_than_there_is_are_refused_at_once():
     bomb = gzip.compress(bytes(header[:352]) + bytes(1 << 24))
     with pytest.raises(ScanError, match="unpacks to more than"):
         load_scan(bomb, max_bytes=1 << 20)
+
+
+def test_more_volumes_than_numbers_can_count_are_refused():
+    content = bytearray(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_bytes())
+    struct.pack_into("<8h", content, 40, 7, 2, 2, 2, 32767, 32767, 32767, 32767)
+    with pytest.raises(ScanError, match=r"needs more than|cannot be read"):
+        load_scan(bytes(content))

@@ -296,3 +296,16 @@ def test_from_dicom_to_nifti_and_back_nothing_moves(packs, tmp_path):
     np.testing.assert_allclose(again.affine, scan.affine, atol=1e-4)
     np.testing.assert_allclose(again.spacing, scan.spacing, atol=1e-4)
     np.testing.assert_array_equal(hang(again).voxels, hang(scan).voxels)
+
+
+def test_a_damaged_numpy_header_ends_in_a_sentence():
+    buffer = io.BytesIO()
+    np.save(buffer, np.arange(24, dtype=np.float32).reshape(4, 6))
+    content = bytearray(buffer.getvalue())
+    for at in range(6, 100):
+        damaged = content.copy()
+        damaged[at] = ord("{")
+        try:
+            assert load_scan(bytes(damaged)).voxels.size
+        except ScanError as error:
+            assert "no readable NumPy array" in str(error) or "holds no grey values" in str(error) or "shape" in str(error)
