@@ -64,6 +64,10 @@ def looks_like_dicom(head: bytes) -> bool:
 
 def parse(name: str, source: Path | bytes, max_bytes: int) -> Instance:
     """The header of one file; its pixels stay where they are. Raises `ScanError`."""
+    return parse_all([(name, source)], max_bytes)[0]
+
+
+def _parse(name: str, source: Path | bytes, max_bytes: int) -> Instance:
     if pydicom is None:
         raise ScanError(f"{name}: reading DICOM needs pydicom: pip install pydicom 'pylibjpeg[all]'.")
     with _opened(source) as file:
@@ -83,7 +87,7 @@ def parse_all(files: Iterable[tuple[str, Path | bytes]], max_bytes: int) -> list
     """The headers of many files. Raises `ScanError` for the first that cannot be read."""
     with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return list(pool.map(lambda file: parse(file[0], file[1], max_bytes), files))
+        return list(pool.map(lambda file: _parse(file[0], file[1], max_bytes), files))
 
 
 def _read(name: str, source: Path | bytes, **options: Any) -> tuple[Any, int]:

@@ -18,6 +18,8 @@ import pydicom
 import torch
 from nibabel import orientations
 from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from pydicom.uid import generate_uid
 
 from radfm.image_processing_radfm import RadFMImageProcessor
@@ -59,6 +61,32 @@ def dicom(image: Any, folder: Path) -> Path:
     return folder
 
 
+def multi_frame(series: Path) -> bytes:
+    """The series in one file, each frame with its place, in the order of the file names."""
+    slices = [pydicom.dcmread(file) for file in sorted(series.iterdir())]
+    whole = slices[0]
+    groups = []
+    for piece in slices:
+        group, place = Dataset(), Dataset()
+        place.ImagePositionPatient = piece.ImagePositionPatient
+        group.PlanePositionSequence = Sequence([place])
+        groups.append(group)
+    pixels = b"".join(piece.PixelData for piece in slices)
+    shared, orientation, measures, values = Dataset(), Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = whole.ImageOrientationPatient
+    measures.PixelSpacing = whole.PixelSpacing
+    values.RescaleSlope, values.RescaleIntercept = whole.RescaleSlope, whole.RescaleIntercept
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = Sequence([orientation]), Sequence([measures])
+    shared.PixelValueTransformationSequence = Sequence([values])
+    whole.SharedFunctionalGroupsSequence, whole.PerFrameFunctionalGroupsSequence = Sequence([shared]), Sequence(groups)
+    for word in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(whole, word)
+    whole.NumberOfFrames, whole.PixelData = len(slices), pixels
+    buffer = io.BytesIO()
+    whole.save_as(buffer)
+    return buffer.getvalue()
+
+
 def ways(folder: Path) -> Iterator[tuple[str, Any, str]]:
     """(how it is stored, the source, why it may differ)."""
     image = volume()
@@ -80,6 +108,8 @@ def ways(folder: Path) -> Iterator[tuple[str, Any, str]]:
         for file in series.iterdir():
             archive.write(file, file.name)
     yield "the same in a zip", zipped.getvalue(), "rounded to 16 bits when it was stored"
+    (folder / "frames.dcm").write_bytes(multi_frame(series))
+    yield "one multi-frame DICOM file", folder / "frames.dcm", "rounded to 16 bits when it was stored"
     finer = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], scale_factor=2, mode="trilinear")
     affine = image.affine @ np.diag([0.5, 0.5, 0.5, 1])
     affine[:3, 3] = image.affine[:3, 3] + image.affine[:3, :3] @ np.full(3, -0.25)
