@@ -146,7 +146,7 @@ def to_native(stored: np.ndarray, dataset: Any, rescale: tuple[float, float] | N
         limit = dataset.get("PixelPaddingRangeLimit")
         outside = stored == padding if limit is None else (stored >= min(padding, limit)) & (stored <= max(padding, limit))
         if outside.any() and not outside.all():
-            values[outside] = values[~outside].min()
+            np.copyto(values, np.min(values, where=~outside, initial=np.inf), where=outside)
 
 
 def rescale_of(dataset: Any) -> tuple[float, float] | None:

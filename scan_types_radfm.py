@@ -142,6 +142,6 @@ def finite(scan: Scan, name: str) -> Scan:
     return scan
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,7 @@ Prints the median of the ratios (below 1: faster than pydicom alone, though it a
 """
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -22,22 +23,23 @@ from radfm.scans_radfm import load_scan
 
 
 def series(folder: Path, slices: int, side: int, compressed: bool) -> list[Path]:
-    """A CT series of smooth noise, under random names and instance numbers."""
-    dataset = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
-    template = pydicom.dcmread(str(get_testdata_file("693_J2KI.dcm")))
-    dataset.Rows = dataset.Columns = side
-    dataset.SeriesInstanceUID = generate_uid()
-    rng, files = np.random.default_rng(0), []
-    if compressed:
-        # One real JPEG 2000 slice, 300 times: what matters is its decoding.
-        dataset = template
-        dataset.SeriesInstanceUID = generate_uid()
+    """A CT series under random names and instance numbers: noise, or a real slice enlarged, with noise, in JPEG 2000."""
+    original = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+    enlarged = original.pixel_array.repeat(side // original.Rows, axis=0).repeat(side // original.Columns, axis=1)
+    uid, rng, files = generate_uid(), np.random.default_rng(0), []
     for k in range(slices):
-        if not compressed:
-            dataset.PixelData = rng.integers(0, 2000, (side, side), dtype=np.int16).tobytes()
+        dataset = copy.deepcopy(original)
+        dataset.Rows = dataset.Columns = side
+        dataset.SeriesInstanceUID = uid
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         dataset.InstanceNumber = int(rng.integers(1, 10_000))
         dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, k * 1.25]
+        if compressed:
+            noisy = enlarged + rng.normal(0, 15, enlarged.shape)
+            dataset.PixelData = noisy.astype(np.int16).tobytes()
+            dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+        else:
+            dataset.PixelData = rng.integers(0, 2000, (side, side), dtype=np.int16).tobytes()
         files.append(folder / f"{rng.integers(1 << 60)}.dcm")
         dataset.save_as(files[-1])
     return files
