@@ -173,7 +173,22 @@ def _joined(source: Path) -> Any:
     return open(source, "rb") if source.suffix != ".zip" or not parts else _Parts([*parts, source])
 
 
-class _Parts(io.RawIOBase):
+class _Placed(io.RawIOBase):
+    """A file to read at any place, `at` being where it is."""
+
+    at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+
+class _Parts(_Placed):
     """Files read as one. Of a split zip: places in its directory are turned from (part, place) into places in the whole."""
 
     def __init__(self, parts: list[Path]):
@@ -184,15 +199,6 @@ class _Parts(io.RawIOBase):
         self.at = 0
         self.patched: tuple[int, bytes] | None = None
         self.patched = self._single_disk_directory()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         end = self.starts[-1] if self.patched is None else self.patched[0] + len(self.patched[1])
@@ -280,7 +286,7 @@ def _zip64_fields(extra: bytes, unpacked: int, packed: int, place: int, disk: in
     return unpacked, packed, place, disk
 
 
-class _Window(io.RawIOBase):
+class _Window(_Placed):
     """The bytes of a member that is stored in a zip without compression, as a file of its own."""
 
     def __init__(self, file: IO[bytes], member: zipfile.ZipInfo):
@@ -289,15 +295,6 @@ class _Window(io.RawIOBase):
         header = file.read(30)
         name_length, extra_length = struct.unpack("<2H", header[26:30])
         self.start = member.header_offset + 30 + name_length + extra_length
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self.at = offset + (0, self.at, self.size)[whence]
