@@ -35,6 +35,8 @@ def ask(
     ],
     model: Annotated[str, typer.Option(help="A folder or a Hub id; the demo checkpoint where it is left out.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; a GPU where there is one.")] = "",
+    series: Annotated[str | None, typer.Option(help="Which DICOM series of several: UID, number or description.")] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Fill missing slices by interpolation.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is complete.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would go into the model, and load no weights.")] = False,
@@ -51,13 +53,15 @@ def ask(
 
       radfm ask ct_series.zip
 
+      radfm ask study/ "Is this CT or MRI?" --series 401
+
       radfm ask ct_series/ --plan
     """
     sources, question = _split(scans_and_question)
     start = time.time()
     model = model or str(HERE)
     _check_model(model)
-    scans = [_load(source) for source in sources]
+    scans = [_load(source, series=series, allow_missing=allow_missing) for source in sources]
     for source, scan in zip(sources, scans, strict=True):
         for warning in scan.warnings:
             print(f"{source}: {warning}", file=sys.stderr)
@@ -83,6 +87,7 @@ def inspect(
     png: Annotated[Path | None, typer.Option(help="Draw the middle planes with letters and a bar of millimetres.")] = None,
     series: Annotated[str | None, typer.Option(help="Which series of several: UID, number or description.")] = None,
     volume: Annotated[int | None, typer.Option(help="Which volume or frame of several, from 0.")] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Fill missing slices by interpolation.")] = False,
 ) -> None:
     """Say what a scan is: series, size, spacing, axes, windows, and what to be wary of. Nothing of the patient is shown.
 
@@ -94,7 +99,7 @@ def inspect(
 
       radfm inspect study.zip --series 401
     """
-    scan = _load(path, series, volume)
+    scan = _load(path, series=series, volume=volume, allow_missing=allow_missing)
     from .inspecting import describe, draw
 
     for line in describe(path, scan):
@@ -174,11 +179,11 @@ def _split(words: list[str]) -> tuple[list[str], str | None]:
     return words[:-1], last
 
 
-def _load(source: str, series: str | None = None, volume: int | None = None) -> "Scan":
+def _load(source: str, **choice: Any) -> "Scan":
     from .scans_radfm import ScanError, load_scan
 
     try:
-        return load_scan(source, series=series, volume=volume)
+        return load_scan(source, **choice)
     except ScanError as error:
         _refuse(str(error))
 

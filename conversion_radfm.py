@@ -38,6 +38,7 @@ HEAD_DIM, PATCH, PATCH_DEPTH, CHANNELS, DECODER_HEAD_DIM = 64, 32, 4, 3, 128
 CODE = (
     "configuration_radfm.py", "modeling_radfm.py", "processing_radfm.py", "image_processing_radfm.py", "scans_radfm.py",
     "scan_types_radfm.py", "dicom_radfm.py", "dicom_header_radfm.py", "dicom_stack_radfm.py", "dicom_pixels_radfm.py",
+    "dicom_codestream_radfm.py",
     "nifti_radfm.py",
 )  # fmt: skip
 AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .dicom_codestream_radfm import checked_frames
 from .scan_types_radfm import ScanError, first_line
 
 try:
@@ -24,6 +25,8 @@ NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 # Retired processes of JPEG, which pydicom leaves alone and libjpeg decodes; and frames that are deflated one by one.
 RETIRED_JPEG = ("1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+# JPEG, JPEG-LS, JPEG 2000 (4.x), RLE (5) and deflated frames (8.1): the syntaxes that hold a frame in an item each.
+ENCAPSULATED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.")
 PIXEL_TAG = 0x7FE00010
 Windows = list[tuple[float, float]]
 
@@ -101,20 +104,24 @@ def stored_pixels(instance: Any, max_bytes: int) -> np.ndarray:
 
 
 def _decoded(dataset: Any, frames: int) -> np.ndarray:
-    syntax = transfer_syntax(dataset)
-    if syntax in RETIRED_JPEG:
-        encoded = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=frames)
+    if not transfer_syntax(dataset).startswith(ENCAPSULATED):
+        return pixel_array(dataset)
+    encoded = checked_frames(dataset, frames)
+    if transfer_syntax(dataset) in RETIRED_JPEG:
         return np.stack([libjpeg.decode(frame) for frame in encoded])
-    if syntax == DEFLATED_FRAMES:
-        pixels = int(dataset.Rows) * int(dataset.Columns)
-        bits = int(dataset.BitsAllocated)
-        unpacked = []
-        for frame in pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=frames):
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, pixels * max(bits // 8, 1) + 1)
-            values = np.frombuffer(data, np.uint8 if bits <= 8 else f"<u{bits // 8}")
-            unpacked.append((np.unpackbits(values, bitorder="little") if bits == 1 else values)[:pixels])
-        return np.stack(unpacked)
+    if transfer_syntax(dataset) == DEFLATED_FRAMES:
+        return np.stack([_inflated(frame, dataset) for frame in encoded])
+    dataset.PixelData = pydicom.encaps.encapsulate(encoded)
+    for word in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        dataset.pop(word, None)
     return pixel_array(dataset)
+
+
+def _inflated(frame: bytes, dataset: Any) -> np.ndarray:
+    pixels, bits = int(dataset.Rows) * int(dataset.Columns), int(dataset.BitsAllocated)
+    data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, pixels * max(bits // 8, 1) + 1)
+    values = np.frombuffer(data, np.uint8 if bits <= 8 else f"<u{bits // 8}")
+    return (np.unpackbits(values, bitorder="little") if bits == 1 else values)[:pixels]
 
 
 def _packed_12_bit(dataset: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 from .dicom_header_radfm import HEAD_BYTES, plain_header, tags_of
 from .dicom_stack_radfm import stack_of
-from .scan_types_radfm import Scan, ScanError, first_line
+from .scan_types_radfm import Choice, Scan, ScanError, first_line
 
 try:
     import pydicom
@@ -122,30 +122,28 @@ def describe_series(name: str, instances: list[Instance]) -> list[str]:
     return [f"{uid} · {title_of(files[0])} · {len(files)} files" for uid, files in _series(name, instances)]
 
 
-def scan_of_instances(
-    name: str, instances: list[Instance], series: str | int | None, volume: int | None, max_bytes: int
-) -> Scan:
+def scan_of_instances(name: str, instances: list[Instance], choice: Choice) -> Scan:
     """The chosen series of some files, or the largest, as one scan. Raises `ScanError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _chosen(name, instances, series, volume, max_bytes)
+            return _chosen(name, instances, choice)
     except ScanError:
         raise
     except Exception as error:
         raise ScanError(f"{name}: its header holds values that cannot be understood ({first_line(error)[:160]}).") from error
 
 
-def _chosen(name: str, instances: list[Instance], series: str | int | None, volume: int | None, max_bytes: int) -> Scan:
+def _chosen(name: str, instances: list[Instance], choice: Choice) -> Scan:
     groups = _series(name, instances)
-    if series is not None:
-        wanted = str(series)
+    if choice.series is not None:
+        wanted = str(choice.series)
         found = [g for g in groups if wanted in (g[0], str(g[1][0].header.get("SeriesNumber")), _description(g[1][0]))]
         if not found:
             raise ScanError(f"{name}: has no series {wanted!r}, only {'; '.join(title_of(g[1][0]) for g in groups)}.")
         groups = found
     chosen = groups[0][1]
-    scan = stack_of(name, chosen, volume, max_bytes)
+    scan = stack_of(name, chosen, choice)
     scan.series = title_of(chosen[0])
     if len(groups) > 1:
         others = "; ".join(f"{title_of(files[0])} ({len(files)} files)" for _, files in groups[1:6])

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from .dicom_pixels_radfm import inverted, rescale_of, stored_pixels, suv_factor, to_native, windows_of
-from .scan_types_radfm import Scan, ScanError
+from .scan_types_radfm import Choice, Scan, ScanError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Frames of these are slices; of the others (ultrasound, angiography, endoscopy) moments in time.
@@ -46,8 +47,9 @@ class Slice:
         return str(header.get(word, ""))
 
 
-def stack_of(name: str, instances: list[Any], volume: int | None, max_bytes: int) -> Scan:
-    """One scan of a series' files. `volume` chooses among several at one place, or a frame in time. Raises `ScanError`."""
+def stack_of(name: str, instances: list[Any], choice: Choice) -> Scan:
+    """One scan of a series' files, of several volumes at one place the chosen one. Raises `ScanError`."""
+    volume, max_bytes = choice.volume, choice.max_bytes
     header = instances[0].header
     if "MOSAIC" in [str(word).upper() for word in header.get("ImageType", [])]:
         raise ScanError(f"{name}: is a Siemens mosaic, many slices in one picture: convert it with dcm2niix first.")
@@ -66,7 +68,7 @@ def stack_of(name: str, instances: list[Any], volume: int | None, max_bytes: int
         return _by_slice_location(name, slices, notes, max_bytes)
     slices, along = _ordered(slices)
     slices, along = _one_volume(name, slices, along, volume, notes, max_bytes)
-    return _volume(name, slices, along, notes, max_bytes)
+    return _volume(name, slices, along, notes, choice)
 
 
 def _slices(instance: Any) -> list[Slice]:
@@ -165,33 +167,32 @@ def _number(text: str) -> float:
         return float("inf")
 
 
-def _volume(name: str, slices: list[Slice], along: np.ndarray, notes: list[str], max_bytes: int) -> Scan:
+def _volume(name: str, slices: list[Slice], along: np.ndarray, notes: list[str], choice: Choice) -> Scan:
     first = slices[0]
     assert first.position is not None and first.orientation is not None
     if first.pixel_mm is None:
         raise ScanError(f"{name}: its images do not say how far their pixels lie apart.")
-    voxels = _stacked(slices, max_bytes)
-    positions = np.array([piece.position for piece in slices])
     gaps = np.diff(along)
-    step = float(np.median(gaps))
-    if np.abs(gaps - step).max() > max(0.02 * step, 2 * SAME_PLACE_MM):
-        missing = _missing(gaps, step)
-        if missing > len(slices):
-            raise ScanError(f"{name}: {missing} slices are missing and only {len(slices)} are here.")
-        voxels, positions = _even(voxels, along, positions, step, max_bytes, name)
-        odd = np.flatnonzero(np.abs(gaps - step) > 0.02 * step)[:6]
-        where = ", ".join(f"{along[i]:.1f}–{along[i + 1]:.1f}" for i in odd)
-        notes.append(
-            (f"{missing} slices are missing" if missing else f"Slices lie {gaps.min():.2f} to {gaps.max():.2f} mm apart")
-            + f" (at {where} mm); resampled to every {step:.2f} mm."
+    step, odd, missing = _steps(gaps)
+    where = ", ".join(f"{along[i]:.1f}–{along[i + 1]:.1f}" for i in odd[:6])
+    if missing and not choice.allow_missing:
+        raise ScanError(
+            f"{name}: {missing} of {len(slices) + missing} slices are missing (at {where} mm): bring the whole series, or "
+            "fill the places by interpolation with allow_missing=True (--allow-missing)."
         )
+    voxels = _stacked(slices, choice.max_bytes)
+    positions = np.array([piece.position for piece in slices])
+    if len(odd):
+        voxels, positions = _even(voxels, along, positions, step, choice.max_bytes, name)
+        what = f"{missing} slices are missing" if missing else f"Slices lie {gaps.min():.2f} to {gaps.max():.2f} mm apart"
+        notes.append(f"{what} (at {where} mm); resampled to every {step:.2f} mm.")
     axes = np.stack([first.orientation[3:] * first.pixel_mm[0], first.orientation[:3] * first.pixel_mm[1]], 1)
     normal = np.cross(first.orientation[:3], first.orientation[3:])
     shift = (positions[-1] - positions[0]) / (len(positions) - 1)
     sideways = np.linalg.lstsq(axes, shift - (shift @ normal) * normal, rcond=None)[0]
     tilt = float(np.degrees(np.arctan2(np.linalg.norm(axes @ sideways), abs(shift @ normal))))
     if tilt > 0.5:
-        voxels, corner = _straightened(voxels, sideways, max_bytes, name)
+        voxels, corner = _straightened(voxels, sideways, choice.max_bytes, name)
         positions = positions + (axes @ corner)
         notes.append(f"The slices are stacked at a tilt of {tilt:.1f}° and were shifted onto a straight grid.")
     affine = np.eye(4)
@@ -201,14 +202,20 @@ def _volume(name: str, slices: list[Slice], along: np.ndarray, notes: list[str],
     return _scan(first, voxels, LPS_TO_RAS @ affine, (*first.pixel_mm, step), notes)
 
 
-def _missing(gaps: np.ndarray, step: float) -> int:
-    """How many slices are missing where single gaps are a whole number of steps wide; 0 where spacing just changes."""
-    wide = np.abs(gaps - step) > 0.02 * step
-    whole = np.abs(gaps / step - np.round(gaps / step)) < 0.05
-    lonely = wide.sum() <= max(len(gaps) // 4, 1) and not (wide[1:] & wide[:-1]).any()
-    if lonely and whole[wide].all() and gaps.min() >= 0.98 * step:
-        return int((np.round(gaps[wide] / step) - 1).sum())
-    return 0
+def _steps(gaps: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """The step of an even grid, the gaps that are wider or narrower, and how many slices are missing.
+
+    Slices are missing where single gaps are whole steps wide; a spacing that changes for three gaps and more was chosen.
+    """
+    least = float(gaps.min())
+    steps = np.round(gaps / least)
+    whole = bool((np.abs(gaps / least - steps) < 0.05).all())
+    ends = [0, *(np.flatnonzero(np.diff(steps)) + 1), len(steps)]
+    runs = [(steps[start], end - start) for start, end in pairwise(ends)]
+    lacking = whole and any(step > 1 and length < 3 for step, length in runs)
+    step = least if lacking else float(np.median(gaps))
+    odd = np.flatnonzero(np.abs(gaps - step) > max(0.02 * step, 2 * SAME_PLACE_MM))
+    return step, odd, int((steps - 1).sum()) if lacking else 0
 
 
 def _stacked(slices: list[Slice], max_bytes: int) -> np.ndarray:
@@ -239,6 +246,10 @@ def _even(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slices and positions on an even grid, by linear interpolation between the two that lie around each."""
     count = round((along[-1] - along[0]) / step) + 1
+    if count > 2 * len(along):
+        raise ScanError(
+            f"{name}: between its {len(along)} images lie {count - len(along)} empty places: most would be made up."
+        )
     if count * voxels[..., 0].size * 4 > max_bytes:
         raise ScanError(f"{name}: with gaps of up to {np.diff(along).max():.0f} mm an even grid would be too large.")
     wanted = np.minimum(along[0] + step * np.arange(count), along[-1])

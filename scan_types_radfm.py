@@ -10,6 +10,16 @@ class ScanError(ValueError):
     """A file, folder or array that is no scan: one line that names it, the reason and, where there is one, the remedy."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a caller of `load_scan` asked for, handed down to the readers."""
+
+    series: str | int | None
+    volume: int | None
+    allow_missing: bool
+    max_bytes: int
+
+
 @dataclass(eq=False)
 class Scan:
     """One image or volume in the units in which it was recorded.

@@ -6,13 +6,12 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .scan_types_radfm import Scan, ScanError, finite, first_line
+from .scan_types_radfm import Choice, Scan, ScanError, finite, first_line
 
 MAX_BYTES = 2 << 30
 MAX_FILES = 100_000
@@ -23,17 +22,13 @@ ZIP = b"PK\x03\x04"
 DICOMDIR = "DICOMDIR"
 
 
-@dataclass
-class _Choice:
-    """What the caller asked for, handed down."""
-
-    series: str | int | None
-    volume: int | None
-    max_bytes: int
-
-
 def load_scan(
-    source: Any, *, series: str | int | None = None, volume: int | None = None, max_bytes: int = MAX_BYTES
+    source: Any,
+    *,
+    series: str | int | None = None,
+    volume: int | None = None,
+    allow_missing: bool = False,
+    max_bytes: int = MAX_BYTES,
 ) -> Scan:
     """Read one scan.
 
@@ -45,12 +40,14 @@ def load_scan(
             warning that lists the others.
         volume: which of several that one source holds, from 0: of a 4D NIfTI, of the echoes or phases of a series, or of
             the frames of a film. The first where none is named, with a warning.
+        allow_missing: a DICOM series that lacks slices is read, the places filled by interpolation between their neighbours
+            and named in a warning, and not refused.
         max_bytes: voxels, or unpacked files, that would take more memory than this are refused.
 
     Raises:
         ScanError: one line that names the source and says why it is no scan.
     """
-    choice = _Choice(series, volume, max_bytes)
+    choice = Choice(series, volume, allow_missing, max_bytes)
     if all(hasattr(source, name) for name in ("voxels", "affine", "spacing")):
         return source
     if isinstance(source, str | os.PathLike):
@@ -65,7 +62,7 @@ def load_scan(
         from .dicom_radfm import Instance, scan_of_instances
 
         given = Instance("the given dataset", source, None)
-        return scan_of_instances("the given dataset", [given], series, volume, max_bytes)
+        return scan_of_instances("the given dataset", [given], choice)
     if hasattr(source, "getbands"):
         return _scan_of_picture(source, "the given picture", max_bytes)
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | os.PathLike) for item in source):
@@ -97,7 +94,7 @@ def list_series(source: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> lis
     return describe_series(str(path), instances)
 
 
-def _read_path(path: Path, choice: _Choice) -> Scan:
+def _read_path(path: Path, choice: Choice) -> Scan:
     try:
         if not path.exists():
             raise ScanError(f"{path}: there is no such file or folder.")
@@ -115,7 +112,7 @@ def _read_path(path: Path, choice: _Choice) -> Scan:
 
         if looks_like_dicom(head) or not _known(head):
             given = parse(str(path), path, choice.max_bytes)
-            return scan_of_instances(str(path), [given], choice.series, choice.volume, choice.max_bytes)
+            return scan_of_instances(str(path), [given], choice)
         if path.stat().st_size > choice.max_bytes:
             raise ScanError(f"{path}: has {path.stat().st_size / 1e9:.1f} GB, more than {choice.max_bytes / 1e9:.1f} GB.")
         return _read_content(str(path), path.read_bytes(), choice)
@@ -132,7 +129,7 @@ def _is_nifti(head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b" or head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0"
 
 
-def _read_content(name: str, content: bytes, choice: _Choice) -> Scan:
+def _read_content(name: str, content: bytes, choice: Choice) -> Scan:
     from .dicom_radfm import looks_like_dicom, parse, scan_of_instances
 
     if not looks_like_dicom(content[:132]):
@@ -147,7 +144,7 @@ def _read_content(name: str, content: bytes, choice: _Choice) -> Scan:
         if content.startswith(PICTURES):
             return _read_picture(name, content, choice.max_bytes)
     instance = parse(name, content, choice.max_bytes)
-    return scan_of_instances(name, [instance], choice.series, choice.volume, choice.max_bytes)
+    return scan_of_instances(name, [instance], choice)
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -175,7 +172,7 @@ def _instances(files: Iterable[Path], max_bytes: int) -> tuple[list[Any], list[P
     return parse_all(dicom, max_bytes), others
 
 
-def _read_files(name: str, files: Iterable[Path], choice: _Choice) -> Scan:
+def _read_files(name: str, files: Iterable[Path], choice: Choice) -> Scan:
     from .dicom_radfm import scan_of_instances
 
     try:
@@ -183,7 +180,7 @@ def _read_files(name: str, files: Iterable[Path], choice: _Choice) -> Scan:
     except OSError as error:
         raise ScanError(f"{name}: {error.filename or 'a file'} cannot be read ({error.strerror}).") from error
     if any(instance.has_image for instance in instances):
-        return scan_of_instances(name, instances, choice.series, choice.volume, choice.max_bytes)
+        return scan_of_instances(name, instances, choice)
     if len(others) == 1:
         return _read_path(others[0], choice)
     if others:
@@ -219,7 +216,7 @@ def _dicom_members(members: list[tuple[str, bytes]], max_bytes: int) -> list[Any
     return parse_all([(file, data) for file, data in members if looks_like_dicom(data[:132])], max_bytes)
 
 
-def _scan_of_zip(name: str, content: bytes, choice: _Choice) -> Scan:
+def _scan_of_zip(name: str, content: bytes, choice: Choice) -> Scan:
     from .dicom_radfm import scan_of_instances
 
     members = _members(name, content, choice.max_bytes)
@@ -227,7 +224,7 @@ def _scan_of_zip(name: str, content: bytes, choice: _Choice) -> Scan:
         return _scan_of_npy(name, members[0][1], choice.max_bytes)
     instances = _dicom_members(members, choice.max_bytes)
     if any(instance.has_image for instance in instances):
-        return scan_of_instances(name, instances, choice.series, choice.volume, choice.max_bytes)
+        return scan_of_instances(name, instances, choice)
     if len(members) == 1 and members[0][1][:4] != ZIP:
         return _read_content(members[0][0], members[0][1], choice)
     raise ScanError(f"{name}: holds {len(members)} files and no DICOM series among them: unpack it and name one scan.")

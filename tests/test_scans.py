@@ -79,13 +79,29 @@ def changed_series(packs, tmp_path, change):
     return tmp_path
 
 
+def test_a_series_that_lacks_a_slice_is_refused_with_its_place_and_the_remedy(packs, tmp_path):
+    with pytest.raises(ScanError, match=r"1 of 20 slices are missing \(at .*–.* mm\): .*allow_missing=True"):
+        load_scan(changed_series(packs, tmp_path, lambda k, d: k != 9))
+
+
 def test_a_missing_slice_is_filled_between_its_neighbours_and_told(packs, tmp_path):
-    scan = load_scan(changed_series(packs, tmp_path, lambda k, d: k != 9))
+    scan = load_scan(changed_series(packs, tmp_path, lambda k, d: k != 9), allow_missing=True)
     assert scan.voxels.shape[-1] == 20
     assert "1 slices are missing" in scan.warnings[0] and "resampled to every 2.00 mm" in scan.warnings[0]
     whole = load_scan(packs / "dicom_series_ct.zip")
     np.testing.assert_allclose(scan.voxels[..., 9], (whole.voxels[..., 8] + whole.voxels[..., 10]) / 2, atol=0.1)
     np.testing.assert_array_equal(scan.voxels[..., 12], whole.voxels[..., 12])
+
+
+def test_missing_slices_one_after_another_are_filled_on_the_first_spacing(packs, tmp_path):
+    scan = load_scan(changed_series(packs, tmp_path, lambda k, d: k not in (3, 5, 7, 8, 12, 16)), allow_missing=True)
+    assert scan.voxels.shape[-1] == 20 and scan.spacing[2] == pytest.approx(2.0, abs=1e-3)
+    assert "6 slices are missing" in scan.warnings[0]
+
+
+def test_a_series_of_which_most_is_missing_is_refused(packs, tmp_path):
+    with pytest.raises(ScanError, match="most would be made up"):
+        load_scan(changed_series(packs, tmp_path, lambda k, d: k in (0, 1, 4, 9, 14, 19)), allow_missing=True)
 
 
 def test_gantry_tilt_stands_in_the_affine_and_in_a_warning(packs, tmp_path):

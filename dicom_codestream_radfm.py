@@ -1,0 +1,78 @@
+"""What a compressed frame says of itself, held against its header before a codec sees it (DICOM PS3.5, 8.2 and A.4).
+
+A codec believes the size that its codestream announces and cannot be interrupted: a damaged size costs gigabytes and hours.
+"""
+
+import struct
+from typing import Any
+
+try:
+    import pydicom
+except ImportError:
+    pydicom = None  # type: ignore[assignment]
+
+JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
+JPEG_SCAN, JPEG_WITHOUT_LENGTH = 0xDA, {0x01, *range(0xD0, 0xD9)}
+# SOF0 to SOF15 without DHT, JPG and DAC, which lie among them; and SOF55 of JPEG-LS (ISO 10918-1 B.1, ISO 14495-1 C.1).
+JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+MOST_TILES = 65_535
+
+
+def checked_frames(dataset: Any, count: int) -> list[bytes]:
+    """The encoded frames of `dataset`, those of JPEG 2000 without the JP2 file that some writers leave around them.
+
+    Raises `ValueError` for a frame of JPEG, JPEG-LS or JPEG 2000 whose size is not that of the header.
+    """
+    offsets = None
+    if "ExtendedOffsetTable" in dataset:
+        offsets = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
+    encoded = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=count, extended_offsets=offsets)
+    return [_checked(frame, dataset) for frame in encoded]
+
+
+def _checked(frame: bytes, dataset: Any) -> bytes:
+    if frame.startswith(JP2_SIGNATURE):
+        frame = frame[max(frame.find(JPEG_2000_START), 0) :]
+    if frame.startswith(JPEG_2000_START):
+        size = _jpeg_2000_size(frame)
+    elif frame.startswith(JPEG_START):
+        size = _jpeg_size(frame)
+    else:
+        return frame
+    wanted = int(dataset.Rows), int(dataset.Columns)
+    if size != wanted:
+        raise ValueError(f"its codestream is {size[0]}×{size[1]}, its header {wanted[0]}×{wanted[1]}")
+    return frame
+
+
+def _jpeg_2000_size(frame: bytes) -> tuple[int, int]:
+    """Height and width of the SIZ segment (ISO 15444-1, A.5.1)."""
+    if len(frame) < 42:
+        raise ValueError("its codestream is cut off")
+    width, height, left, top, tile_width, tile_height, tile_left, tile_top, _ = struct.unpack(">8IH", frame[8:42])
+    if not tile_width or not tile_height:
+        raise ValueError("its codestream has tiles of size 0")
+    tiles = -(-(width - tile_left) // tile_width) * -(-(height - tile_top) // tile_height)
+    if tiles > MOST_TILES:
+        raise ValueError(f"its codestream has {tiles} tiles, more than JPEG 2000 allows")
+    return height - top, width - left
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int]:
+    """Height and width of the first frame header."""
+    at = 2
+    while at + 9 <= len(frame):
+        marker = frame[at + 1]
+        if frame[at] != 0xFF or marker == JPEG_SCAN:
+            break
+        if marker in JPEG_SIZES:
+            height, width = struct.unpack(">HH", frame[at + 5 : at + 9])
+            return height, width
+        if marker == 0xFF:
+            at += 1
+        elif marker in JPEG_WITHOUT_LENGTH:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    raise ValueError("its codestream has no frame header")
