@@ -126,6 +126,28 @@ def test_slopes_that_differ_from_slice_to_slice(packs, tmp_path):
     np.testing.assert_allclose(scan.voxels[..., 1], (whole.voxels[..., 1] + 1024) * 0.5 + 100, atol=1e-3)
 
 
+def test_a_private_scale_beside_the_public_one_is_left_alone(packs):
+    piece = ct_slices(packs)[0]
+    piece.decompress()
+    wanted = load_scan(saved(piece)).voxels
+    block = piece.private_block(0x2005, "Philips MR Imaging DD 001", create=True)
+    block.add_new(0x0E, "FL", 0.0123)
+    np.testing.assert_array_equal(load_scan(saved(piece)).voxels, wanted)
+
+
+def test_implicit_elements_in_a_file_that_says_explicit(packs):
+    piece = ct_slices(packs)[0]
+    piece.decompress()
+    wanted = load_scan(saved(piece)).voxels
+    implicit = io.BytesIO()
+    piece.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    piece.save_as(implicit, implicit_vr=True, little_endian=True)
+    mangled = implicit.getvalue().replace(b"1.2.840.10008.1.2\0", b"1.2.840.10008.1.2.1\0", 1)
+    length = mangled.index(b"\x02\x00\x10\x00UI") + 6
+    mangled = mangled[:length] + (20).to_bytes(2, "little") + mangled[length + 2 :]
+    np.testing.assert_array_equal(load_scan(mangled).voxels, wanted)
+
+
 @pytest.mark.parametrize(
     ("orientation", "wanted"),
     [
@@ -231,6 +253,12 @@ def test_an_icon_is_never_taken_for_the_image():
     icon.BitsAllocated = icon.BitsStored = 8
     icon.HighBit, icon.PixelRepresentation, icon.PixelData = 7, 0, b"\x01\x02\x03\x04"
     dataset.IconImageSequence = Sequence([icon])
+    assert (load_scan(saved(dataset)).voxels == 7).all()
+
+
+def test_a_private_sequence_of_unknown_type_is_never_taken_for_the_image():
+    dataset = plain(np.full((4, 4), 7, np.uint16))
+    dataset.add_new(0x00091001, "UN", b"\xe0\x7f\x10\x00OW\x00\x00\x04\x00\x00\x00\x01\x02\x03\x04")
     assert (load_scan(saved(dataset)).voxels == 7).all()
 
 
