@@ -273,7 +273,11 @@ def _read_picture(name: str, content: bytes, max_bytes: int) -> Scan:
             image = Image.open(io.BytesIO(content))
             if image.width * image.height * 12 > max_bytes:
                 raise ScanError(f"{name}: {image.width}×{image.height} pixels need more than {max_bytes / 1e9:.1f} GB.")
-            return _scan_of_picture(image, name, max_bytes)
+            scan = _scan_of_picture(image, name, max_bytes)
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1:
+                scan.warnings.append(f"Only page 1 of {pages} was read.")
+            return scan
     except ScanError:
         raise
     except Exception as error:

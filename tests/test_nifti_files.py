@@ -85,6 +85,13 @@ def test_headers_that_announce_more_than_there_is_are_refused_at_once():
         load_scan(bomb, max_bytes=1 << 20)
 
 
+def test_a_header_that_nibabel_mends_leaves_the_logs_quiet(nifti_files, caplog, recwarn):
+    content = bytearray(gzip.decompress((nifti_files / "example4d.nii.gz").read_bytes()))
+    content[252:254] = (1024).to_bytes(2, "little")
+    load_scan(bytes(content))
+    assert not caplog.records and not recwarn.list
+
+
 def test_more_volumes_than_numbers_can_count_are_refused():
     content = bytearray(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_bytes())
     struct.pack_into("<8h", content, 40, 7, 2, 2, 2, 32767, 32767, 32767, 32767)

@@ -252,6 +252,23 @@ def test_arrays_pictures_tensors_and_scans():
     assert load_scan(np.zeros((20, 30, 12), np.float32)).voxels.shape == (1, 20, 30, 12)
 
 
+@pytest.mark.parametrize("kind", ["a.png", "a.tif", "a.webp", "a.bmp"])
+def test_pictures_of_eight_bits_and_three_colours(kind, tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / kind, lossless=True)
+    scan = load_scan(tmp_path / kind)
+    np.testing.assert_array_equal(scan.voxels[..., 0], colours.transpose(2, 0, 1))
+    assert scan.windows == [(0.0, 255.0)]
+
+
+def test_pictures_of_sixteen_bits_and_of_several_pages(tmp_path):
+    values = np.arange(63, dtype=np.uint16).reshape(9, 7) * 1000
+    Image.fromarray(values).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(values)])
+    scan = load_scan(tmp_path / "a.tif")
+    np.testing.assert_array_equal(scan.voxels[0, ..., 0], values)
+    assert scan.warnings == ["Only page 1 of 2 was read."]
+
+
 def test_npy_and_pictures_from_files(tmp_path):
     array = np.arange(600, dtype=np.float32).reshape(20, 30)
     np.save(tmp_path / "a.npy", array)
