@@ -33,7 +33,10 @@ def checked_frames(dataset: Any, count: int) -> list[bytes]:
 
 def _checked(frame: bytes, dataset: Any) -> bytes:
     if frame.startswith(JP2_SIGNATURE):
-        frame = frame[max(frame.find(JPEG_2000_START), 0) :]
+        start = frame.find(JPEG_2000_START)
+        if start < 0:
+            raise ValueError("it is a JP2 file without a codestream")
+        frame = frame[start:]
     if frame.startswith(JPEG_2000_START):
         size = _jpeg_2000_size(frame)
     elif frame.startswith(JPEG_START):

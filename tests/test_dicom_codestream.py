@@ -26,6 +26,7 @@ def patched(path, mark, offset, value):
         ("693_J2KI.dcm", SIZ, 8, b"\x00\x53\x51\x00", "512×5460224, its header 512×512"),
         ("693_J2KI.dcm", SIZ, 24, b"\x00\x00\x00\x01" * 2, "262144 tiles, more than"),
         ("693_J2KI.dcm", SIZ, 24, b"\x00\x00\x00\x00", "tiles of size 0"),
+        ("GDCMJ2K_TextGBR.dcm", SIZ, 0, b"\x00\x00", "JP2 file without a codestream"),
         ("JPEGLSNearLossless_08.dcm", b"\xff\xf7", 5, b"\x7f\xff\xff\xff", "32767×65535, its header 45×10"),
         ("SC_rgb_jpeg_dcmtk.dcm", SOF, 5, b"\xff\xff", "65535×100, its header 100×100"),
         ("SC_rgb_jpeg_dcmtk.dcm", SOF, 1, b"\xda", "has no frame header"),
