@@ -1,11 +1,12 @@
 """Asking a model about scans: a conversation that encodes its scans once."""
 
+import logging as logs
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import TextStreamer
+from transformers import BitsAndBytesConfig, TextStreamer
 from transformers.utils import logging
 
 from .modeling_radfm import RadFMForConditionalGeneration
@@ -16,6 +17,27 @@ from .scan_types_radfm import Scan
 def default_device() -> str:
     """A GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def loaded(model: str, device: str, bits: int | None) -> Any:
+    """The model in 32 bits on a CPU and as it is stored elsewhere; spread over GPUs and memory ("auto"), or quantised."""
+    device = device or default_device()
+    if bits is None and device != "auto":
+        dtype = torch.float32 if device == "cpu" else "auto"
+        return RadFMForConditionalGeneration.from_pretrained(model, dtype=dtype).eval().to(device)
+    quantisation = None
+    if bits is not None:
+        logs.getLogger("bitsandbytes").setLevel(logs.ERROR)
+        quantisation = BitsAndBytesConfig(
+            load_in_8bit=bits == 8,
+            load_in_4bit=bits == 4,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    dtype = "auto" if bits is None else torch.bfloat16
+    return RadFMForConditionalGeneration.from_pretrained(
+        model, dtype=dtype, device_map=device, quantization_config=quantisation
+    ).eval()
 
 
 class Words(TextStreamer):
@@ -34,13 +56,12 @@ class Words(TextStreamer):
 class Asker:
     """A model, the scans it was shown, and what was said about them so far."""
 
-    def __init__(self, model: str, device: str = ""):
+    def __init__(self, model: str, device: str = "", bits: int | None = None):
+        """`device` "auto" spreads the weights over GPUs, memory and disk; `bits` (4 or 8) quantises the decoder."""
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        self.device = torch.device(device or default_device())
-        dtype = torch.float32 if self.device.type == "cpu" else "auto"
-        self.model: Any = RadFMForConditionalGeneration.from_pretrained(model, dtype=dtype)
-        self.model = self.model.eval().to(self.device)
+        self.model = loaded(model, device, bits)
+        self.device = self.model.device
         self.processor = RadFMProcessor.from_pretrained(model)
         self.messages: list[dict[str, Any]] = []
         self.image_features: Sequence[torch.Tensor] | None = None

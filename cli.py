@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -34,7 +35,8 @@ def ask(
         list[str], typer.Argument(metavar="SCAN... [QUESTION]", help="Files, folders or zips; the question last.")
     ],
     model: Annotated[str, typer.Option(help="A folder or a Hub id; the demo checkpoint where it is left out.")] = "",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; a GPU where there is one.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …, or auto to spread; a GPU where there is one.")] = "",
+    bits: Annotated[int | None, typer.Option(help="Load the decoder in 4 or 8 bits (needs bitsandbytes).")] = None,
     series: Annotated[str | None, typer.Option(help="Which DICOM series of several: UID, number or description.")] = None,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Fill missing slices by interpolation.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 200,
@@ -55,9 +57,17 @@ def ask(
 
       radfm ask study/ "Is this CT or MRI?" --series 401
 
+      radfm ask chest.dcm "What is the finding?" --model radfm-14b --bits 4
+
       radfm ask ct_series/ --plan
     """
     sources, question = _split(scans_and_question)
+    if bits not in (None, 4, 8):
+        _refuse(f"--bits {bits} is neither 4 nor 8.")
+    needed = ["bitsandbytes", "accelerate"] if bits is not None else ["accelerate"] if device == "auto" else []
+    for package in needed:
+        if find_spec(package) is None:
+            _refuse(f"--{'bits' if bits is not None else 'device auto'} needs {package}: pip install {package}.")
     start = time.time()
     model = model or str(HERE)
     _check_model(model)
@@ -70,7 +80,7 @@ def ask(
         return
     from .asking import Asker
 
-    asker = Asker(model, device)
+    asker = Asker(model, device, bits)
     asker.show(scans)
     if question is None:
         _converse(asker, max_new_tokens)

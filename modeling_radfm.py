@@ -7,6 +7,7 @@ padded: the vision tower works on packed patches (P, width), and `Pack` says whi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,12 @@ from .configuration_radfm import RadFMConfig, RadFMVisionConfig
 
 # Attention implementations beside flash attention that take a whole pack with `cu_seq_lens_q` and `cu_seq_lens_k`.
 PACKED_ATTENTION = {"radfm"}
+
+# A tensor of the published code, and the bytes within which a file of weights lists its names.
+PUBLISHED_NAME, NAMES_BYTES = b"lang_model.model.", 4 << 20
+
+# What a quantisation leaves alone: 2 % of the published weights, and all of what they see.
+WHOLE_PARTS = ("vision_tower", "model.vision_tower", "projector", "model.projector", "lm_head")
 
 # The name of the key-value cache: transformers 5.24 renamed `past_key_values`.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -320,6 +327,18 @@ class RadFMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, quantization_config: Any = None, **kwargs):
+        """As everywhere in transformers; a quantisation leaves vision tower, projector and head as they are.
+
+        Raises:
+            ValueError: a folder whose weights have the names of the published code.
+        """
+        _refuse_published_names(pretrained_model_name_or_path)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = _with_whole_parts(quantization_config)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -328,6 +347,31 @@ class RadFMPreTrainedModel(PreTrainedModel):
                 init.uniform_(table.weight)
         elif isinstance(module, RadFMPerceiver):
             init.normal_(module.latents)
+
+
+def _refuse_published_names(source: Any) -> None:
+    # Both kinds of file begin with the names of their tensors.
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        file = Path(str(source)) / name
+        if file.is_file():
+            with file.open("rb") as weights:
+                if PUBLISHED_NAME in weights.read(NAMES_BYTES):
+                    raise ValueError(
+                        f"{file} has the tensor names of the published RadFM: convert it once, `radfm convert {file} OUT`, "
+                        "and load OUT."
+                    )
+            return
+
+
+def _with_whole_parts(quantization_config: Any) -> Any:
+    """The config, told to leave alone what is small and precise, unless it says itself what to leave alone."""
+    for setting in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if isinstance(quantization_config, dict):
+            if quantization_config.get(setting) is None:
+                quantization_config = {**quantization_config, setting: list(WHOLE_PARTS)}
+        elif getattr(quantization_config, setting, WHOLE_PARTS) is None:
+            setattr(quantization_config, setting, list(WHOLE_PARTS))
+    return quantization_config
 
 
 class RadFMVisionModel(RadFMPreTrainedModel):
