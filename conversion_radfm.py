@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig
 
 from .configuration_radfm import PAPER_DECODER, RadFMConfig, RadFMVisionConfig
 from .conversion_names_radfm import (
@@ -27,9 +27,11 @@ from .conversion_names_radfm import (
     why_dropped,
 )
 from .conversion_reading_radfm import Checkpoint
+from .conversion_reference_radfm import largest_errors
+from .conversion_tokenizer_radfm import published_tokenizer
 from .image_processing_radfm import RadFMImageProcessor
-from .modeling_radfm import RadFMForConditionalGeneration
-from .processing_radfm import IMAGE_END, IMAGE_START, IMAGE_TOKEN, RadFMProcessor
+from .modeling_radfm import RadFMForConditionalGeneration, RadFMVisionModel
+from .processing_radfm import RadFMProcessor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 2 << 30
@@ -41,6 +43,7 @@ CODE = (
     "dicom_codestream_radfm.py",
     "nifti_radfm.py",
 )  # fmt: skip
+VISION = "model.vision_tower."
 AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 Progress = Callable[[str, int], None]
 
@@ -56,24 +59,30 @@ class Plan:
 
 
 def convert(
-    source: Path,
+    source: str | Path,
     out: Path,
     *,
+    part: str = "all",
     text_config: dict[str, Any] | None = None,
     dtype: str = "float32",
     tokenizer: str | None = None,
     published_generation: bool = False,
+    reference: Path | None = None,
     progress: Progress = lambda name, size: None,
 ) -> list[str]:
     """Write the published checkpoint as a model repository.
 
     Args:
-        source: the `.bin`, the zip that it comes in (its other parts beside it), a folder with one, or safetensors.
+        source: the `.bin`, the zip that it comes in (its other parts beside it), a folder with one of them, safetensors, or
+            a Hub id.
         out: the folder of the new repository. What an interrupted conversion left there is gone on with.
+        part: "all", or "vision" for the 3D transformer and the Perceiver alone, as `RadFMVisionModel` loads them.
         text_config: what the tensors do not tell of the decoder (heads, context); the paper's where it is left out.
         dtype: "float32", "bfloat16" or "float16".
         tokenizer: folder or Hub id of LLaMA's tokenizer.
         published_generation: keep the published stopping rule (id 1), which its training text contradicts (it ends with 2).
+        reference: a folder with the published code's numbers for this checkpoint; the largest error at each stage goes
+            into `conversion.json`.
 
     Returns:
         Lines that say what was written, and what is missing.
@@ -83,23 +92,50 @@ def convert(
     """
     checkpoint = Checkpoint(source)
     config = infer_config(checkpoint, text_config)
-    config.dtype = DTYPES[dtype]
     plans, report = make_plans(checkpoint, config)
+    if part == "vision":
+        plans, report = _vision_alone(plans, report)
     out.mkdir(parents=True, exist_ok=True)
     checksums = _write_weights(checkpoint, plans, out, DTYPES[dtype], progress)
-    config.architectures = [RadFMForConditionalGeneration.__name__]
-    config.auto_map = {"AutoConfig": "configuration_radfm.RadFMConfig"}
-    config.auto_map.update({name: "modeling_radfm.RadFMForConditionalGeneration" for name in AUTO_CLASSES})
+    certificate: dict[str, Any] = {"source": checkpoint.source.name, "dtype": dtype, "tensors": report, "sha256": checksums}
+    lines = [f"{len(plans)} tensors in {dtype} written to {out}"]
+    if part == "vision":
+        write_config(config.vision_config, RadFMVisionModel, dtype, out)
+        _image_processor(config).save_pretrained(out)
+    else:
+        write_config(config, RadFMForConditionalGeneration, dtype, out)
+        stop = 1 if published_generation else 2
+        GenerationConfig(bos_token_id=1, eos_token_id=stop, pad_token_id=0, max_new_tokens=200).save_pretrained(out)
+        lines += _write_processor(out, config, tokenizer)
+        lines += memory_needed(config)
+    if reference is not None:
+        model = RadFMForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
+        certificate["largest_error"] = largest_errors(model.eval(), reference)
+        lines += [f"largest error of {stage}: {error:.2g}" for stage, error in certificate["largest_error"].items()]
+    (out / "conversion.json").write_text(json.dumps(certificate, indent=1) + "\n")
+    (out / "README.md").write_text(_card(checkpoint.source.name, dtype, part))
+    return lines
+
+
+def write_config(config: Any, model_class: Any, dtype: str, out: Path) -> None:
+    """The config, through which the Auto classes find the model's class, and the code that they load."""
+    config.dtype = DTYPES[dtype]
+    config.architectures = [model_class.__name__]
+    config.auto_map = {"AutoConfig": f"configuration_radfm.{type(config).__name__}"}
+    autos = AUTO_CLASSES if model_class is RadFMForConditionalGeneration else AUTO_CLASSES[:1]
+    config.auto_map.update({name: f"modeling_radfm.{model_class.__name__}" for name in autos})
     config.save_pretrained(out)
-    stop = 1 if published_generation else 2
-    GenerationConfig(bos_token_id=1, eos_token_id=stop, pad_token_id=0, max_new_tokens=200).save_pretrained(out)
     for name in CODE:
         shutil.copyfile(Path(__file__).parent / name, out / name)
-    missing = _write_processor(out, config, tokenizer)
-    certificate = {"source": checkpoint.source.name, "dtype": dtype, "tensors": report, "sha256": checksums}
-    (out / "conversion.json").write_text(json.dumps(certificate, indent=1) + "\n")
-    (out / "README.md").write_text(_card(checkpoint.source.name, dtype))
-    return [f"{len(plans)} tensors in {dtype} written to {out}", *missing, *memory_needed(config)]
+
+
+def _vision_alone(plans: list[Plan], report: dict[str, str]) -> tuple[list[Plan], dict[str, str]]:
+    kept = [replace(plan, target=plan.target.removeprefix(VISION)) for plan in plans if plan.target.startswith(VISION)]
+    fates = {
+        name: fate.removeprefix(VISION) if fate.startswith((VISION, "dropped")) else "left out: not of the vision tower"
+        for name, fate in report.items()
+    }
+    return kept, fates
 
 
 def infer_config(checkpoint: Checkpoint, text_config: dict[str, Any] | None) -> RadFMConfig:
@@ -264,19 +300,18 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_processor(out: Path, config: RadFMConfig, tokenizer: str | None) -> list[str]:
-    image_processor = RadFMImageProcessor(image_size=config.vision_config.image_size, preset="published")
+def _image_processor(config: RadFMConfig) -> RadFMImageProcessor:
     RadFMImageProcessor.register_for_auto_class("AutoImageProcessor")
+    return RadFMImageProcessor(image_size=config.vision_config.image_size, preset="published")
+
+
+def _write_processor(out: Path, config: RadFMConfig, tokenizer: str | None) -> list[str]:
     if tokenizer is None:
-        image_processor.save_pretrained(out)
+        _image_processor(config).save_pretrained(out)
         return ["no tokenizer was given: convert again with --tokenizer, a folder or Hub id of LLaMA's, to ask in words"]
-    words = AutoTokenizer.from_pretrained(tokenizer, config=PreTrainedConfig())
-    if len(words) != config.image_start_token_id:
-        raise ConversionError(f"{tokenizer}: knows {len(words)} words, the checkpoint {config.image_start_token_id}.")
-    words.add_special_tokens({"additional_special_tokens": [IMAGE_START, IMAGE_END, IMAGE_TOKEN]})
-    words.padding_side = "left"
+    words = published_tokenizer(tokenizer, config.image_start_token_id)
     RadFMProcessor.register_for_auto_class("AutoProcessor")
-    RadFMProcessor(image_processor, words, config.num_image_tokens).save_pretrained(out)
+    RadFMProcessor(_image_processor(config), words, config.num_image_tokens).save_pretrained(out)
     return []
 
 
@@ -293,16 +328,21 @@ def memory_needed(config: RadFMConfig) -> Iterator[str]:
         yield f"weights in {way}: {(linear * size + rest) / 1e9:.2f} GB"
 
 
-def _card(source: str, dtype: str) -> str:
+def _card(source: str, dtype: str, part: str) -> str:
+    task, what = (
+        ("image-feature-extraction", "Vision tower and Perceiver of the")
+        if part == "vision"
+        else ("image-text-to-text", "The")
+    )
     return f"""---
 library_name: transformers
-pipeline_tag: image-text-to-text
+pipeline_tag: {task}
 tags: [radiology, medical, ct, mri, x-ray]
 ---
 
 # RadFM
 
-The published RadFM (arXiv 2308.02463), converted from `{source}` to {dtype} safetensors.
+{what} published RadFM (arXiv 2308.02463), converted from `{source}` to {dtype} safetensors.
 `conversion.json` says what became of each tensor.
 
 The licence of the published weights is not stated; LLaMA's and the data sets' terms may restrict their use.

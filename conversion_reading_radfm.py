@@ -7,6 +7,7 @@ Memory-mapping would count every page that was read as memory of this process.
 
 import io
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import safe_open
 
 from .conversion_names_radfm import ConversionError
@@ -32,6 +35,7 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHT_FILES = ("pytorch_model.bin", "model.safetensors", "*.bin", "*.pt", "*.pth", "*.safetensors", "*.zip")
 
 
@@ -54,8 +58,8 @@ class StoredTensor:
 class Checkpoint:
     """The tensors of a checkpoint by name, in the order in which they lie in the file; `read` gives one at a time."""
 
-    def __init__(self, source: Path):
-        self.source = _weights_in(source)
+    def __init__(self, source: str | Path):
+        self.source = _weights_in(_fetched(source))
         self.tensors: dict[str, StoredTensor] = {}
         if self.source.suffix == ".safetensors":
             self._safetensors = safe_open(self.source, "pt")
@@ -133,6 +137,17 @@ class _TensorsOnly(pickle.Unpickler):
 def _stored_tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     key, dtype = storage
     return StoredTensor(str(key), dtype, int(offset), tuple(shape), tuple(stride))
+
+
+def _fetched(source: str | Path) -> Path:
+    """A path as it is; the weights of a Hub id in the cache, where an interrupted download is gone on with."""
+    if Path(source).exists() or not HUB_ID.fullmatch(str(source)):
+        return Path(source)
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[*WEIGHT_FILES, "*.z[0-9][0-9]"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConversionError(f"{source}: is no file here, and the Hub does not give it ({reason}).") from error
 
 
 def _weights_in(source: Path) -> Path:

@@ -1,6 +1,6 @@
-"""A converted model held against numbers that the published code left behind: the largest error on the way from scan to word.
+"""A converted model held against the published code's own numbers: the largest error at each stage from scan to word.
 
-A reference is a folder with `cases.json` (sizes, tolerances, shapes, greedy ids) and `cases.safetensors` (tensors `CASE.NAME`).
+A reference is a folder with `cases.json` (sizes, shapes, greedy ids) and `cases.safetensors` (tensors `CASE.NAME`).
 """
 
 import json
@@ -35,7 +35,7 @@ class Case:
             self.named += [(row, scan) for scan in scans]
             self.rows.append([self._folded(row, scan) for scan in scans])
         self.pixel_values = [scan for row in self.rows for scan in row]
-        self.text = {"input_ids": self.ids, "attention_mask": self.data["attention_mask"]}
+        self.text: dict[str, Any] = {"input_ids": self.ids, "attention_mask": self.data["attention_mask"]}
         if self.pixel_values:
             self.text["pixel_values"] = self.pixel_values
 
