@@ -1,0 +1,123 @@
+"""What 16, 8 and 4 bits cost: how far logits move from float32, and how many greedy tokens and answers stay the same.
+
+    python benchmarks/quantisation.py ../shared
+
+Two models: the published code's small reference (random weights, `reference/published-small`), and the demo checkpoint asked
+about scans that it never saw (`data`). Prints a Markdown table.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radfm.asking import loaded
+from radfm.conversion_radfm import convert
+from radfm.conversion_reference_radfm import cases, greedy_tokens, stages
+from radfm.modeling_radfm import RadFMForConditionalGeneration
+from radfm.processing_radfm import RadFMProcessor
+from radfm.training.demo.evaluate import ASKED, Answers
+from radfm.training.demo.packs import Sample, read_packs
+from radfm.training.demo.questions import known_of
+
+ROOT = Path(__file__).parent.parent
+WAYS = ("float32", "bfloat16", "8 bits", "4 bits")
+SCANS = 400
+
+
+def load(folder: Path, way: str) -> Any:
+    if way in ("8 bits", "4 bits"):
+        return loaded(str(folder), "cpu", int(way[0]))
+    return RadFMForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, way)).eval()
+
+
+def small_reference(folder: Path) -> dict[str, tuple[float, float, float]]:
+    """Of each way: the largest logit error, the root mean square one as a share of the logits' spread, equal tokens."""
+    meta = json.loads((folder / "cases.json").read_text())
+    language = {k: v for k, v in meta["config"]["language"].items() if not k.endswith("token_id")}
+    found = {}
+    with tempfile.TemporaryDirectory() as place:
+        convert(folder, Path(place), text_config={"model_type": "llama", **language})
+        for way in WAYS:
+            model, errors, logits, same = load(Path(place), way), [], [], []
+            for case in cases(folder):
+                for stage, got, wanted in stages(model, case):
+                    if stage == "logits":
+                        errors.append((got.float() - wanted).flatten())
+                        logits.append(wanted.flatten())
+                for said, words in greedy_tokens(model, case):
+                    same += [a == b for a, b in zip(said, words, strict=False)]
+                    same += [False] * abs(len(words) - len(said))
+            found[way] = (*_error(torch.cat(errors), torch.cat(logits)), sum(same) / len(same))
+    return found
+
+
+def _error(errors: torch.Tensor, logits: torch.Tensor) -> tuple[float, float]:
+    return errors.abs().max().item(), (errors.square().mean().sqrt() / logits.std()).item()
+
+
+def asked_about(folder: Path, processor: RadFMProcessor) -> tuple[list[Sample], list[str]]:
+    """Scans that the demo checkpoint never saw, spread over the packs, and a question that each can answer."""
+    held_out = [s for s in read_packs(folder, processor.image_processor) if s.split == "val"]
+    samples = held_out[:: max(len(held_out) // SCANS, 1)]
+    abouts = ("finding", "modality", "body_part", "plane")
+    questions = []
+    for number, sample in enumerate(samples):
+        possible = [about for about in abouts if about in known_of(sample)]
+        questions.append(ASKED[possible[number % len(possible)]])
+    return samples, questions
+
+
+@torch.inference_mode()
+def next_word_logits(
+    model: Any, processor: RadFMProcessor, samples: list[Sample], questions: list[str], answers: list[str]
+) -> torch.Tensor:
+    """Logits (words of all answers, vocabulary) where each answer's next word is said, given the words before it."""
+    found = []
+    for sample, question, answer in zip(samples, questions, answers, strict=True):
+        prompt = processor(text=processor.image_text + question, return_tensors="pt")["input_ids"].shape[1]
+        inputs = processor(text=f"{processor.image_text}{question} {answer}", return_tensors="pt")
+        logits = model(**inputs, pixel_values=[sample.pixels.float() / 255]).logits[0, prompt - 1 :]
+        found.append(logits[:, : model.config.image_start_token_id].float())
+    return torch.cat(found)
+
+
+def demo(folder: Path) -> dict[str, tuple[float, float, float, float]]:
+    """As `small_reference`, and the share of whole answers that stay the same."""
+    processor = RadFMProcessor.from_pretrained(ROOT)
+    samples, questions = asked_about(folder, processor)
+    found, answers, logits = {}, [], torch.empty(0)
+    for way in WAYS:
+        model = load(ROOT, way)
+        said = Answers(model, processor)(samples, questions)
+        if way == WAYS[0]:
+            answers, logits = said, next_word_logits(model, processor, samples, questions, said)
+        got = next_word_logits(model, processor, samples, questions, answers)
+        same = (got.argmax(-1) == logits.argmax(-1)).float().mean().item()
+        whole = sum(a == b for a, b in zip(said, answers, strict=True)) / len(answers)
+        found[way] = (*_error(got - logits, logits), same, whole)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shared", type=Path, help="the folder that holds reference/published-small and data")
+    shared = parser.parse_args().shared
+    small, trained = small_reference(shared / "reference" / "published-small"), demo(shared / "data")
+    print("| way | small reference: logit error (largest) | equal greedy tokens | demo: logit error (largest) "
+          "| equal greedy tokens | equal answers |")  # fmt: skip
+    print("|---|---|---|---|---|---|")
+    for way in WAYS:
+        largest, spread, same = small[way]
+        their_largest, their_spread, their_same, whole = trained[way]
+        print(
+            f"| {way} | {spread:.2%} ({largest:.2g}) | {same:.1%} | {their_spread:.2%} ({their_largest:.2g}) "
+            f"| {their_same:.1%} | {whole:.1%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
