@@ -1,0 +1,60 @@
+"""Whether Triton runs here, and what all kernels share: tile sizes to choose from, and the reference where it does not run."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+    tl = None
+
+# Triton's own switch: kernels run on the CPU, operation by operation, to check their numbers.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+OLDEST_CAPABILITY = (8, 0)
+LOG2_E = 1.4426950408889634
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether kernels run on a device: a CUDA card of compute capability 8.0 or more, or Triton's interpreter."""
+    if triton is None:
+        return False
+    if INTERPRETED:
+        return True
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= OLDEST_CAPABILITY
+
+
+def tuned(configs: Sequence[tuple[dict[str, int], int, int]], key: list[str]) -> Callable[[Any], Any]:
+    """`triton.autotune` over (tile sizes, warps, stages), anew for each value of `key`.
+
+    `RADFM_KERNELS_DETERMINISTIC=1` takes the first, so that two runs add up in the same order; the interpreter does too.
+    """
+    choices = [triton.Config(tiles, num_warps=warps, num_stages=stages) for tiles, warps, stages in configs]
+    fixed = INTERPRETED or os.environ.get("RADFM_KERNELS_DETERMINISTIC") == "1"
+    return triton.autotune(choices[:1] if fixed else choices, key=key)
+
+
+def kernel(function: Callable) -> Any:
+    """`triton.jit`, or the plain function where Triton is not installed and nothing will launch it."""
+    return function if triton is None else triton.jit(function)
+
+
+def precision(tensor: torch.Tensor) -> dict[str, Any]:
+    """How a kernel multiplies matrices: float32 as torch is set to. The interpreter's bfloat16 is wrong: widened first."""
+    return {
+        "WIDEN": INTERPRETED and tensor.dtype == torch.bfloat16,
+        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+    }
+
+
+def by_autograd(
+    reference: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], gradient: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of a plain PyTorch reference, where no kernel runs."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        return torch.autograd.grad(reference(*leaves), leaves, gradient)
