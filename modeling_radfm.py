@@ -18,14 +18,10 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
-from transformers.utils.generic import is_flash_attention_requested
 
+from .attention_radfm import LatentPack, Pack, kernels_for, latent_attention, packed_attention
 from .configuration_radfm import RadFMConfig, RadFMVisionConfig
-
-# Attention implementations beside flash attention that take a whole pack with `cu_seq_lens_q` and `cu_seq_lens_k`.
-PACKED_ATTENTION = {"radfm"}
 
 # A tensor of the published code, and the bytes within which a file of weights lists its names.
 PUBLISHED_NAME, NAMES_BYTES = b"lang_model.model.", 4 << 20
@@ -63,62 +59,6 @@ class RadFMCausalLMOutputWithPast(CausalLMOutputWithPast):
     """The language model's output, and `image_features`: one (image tokens, decoder width) tensor a scan."""
 
     image_features: Sequence[torch.Tensor] | None = None
-
-
-class Pack:
-    """Where each scan lies in a packed tensor: `lengths` in rows, and their running sum `cu_seqlens` for kernels."""
-
-    def __init__(self, lengths: list[int], device: torch.device):
-        self.lengths = lengths
-        self.max_length = max(lengths)
-        self.cu_seqlens = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0)).to(torch.int32)
-
-
-def packed_attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Pack, keys: Pack
-) -> torch.Tensor:
-    """Attention of each scan over its own keys, by whichever implementation `module.config` names.
-
-    What understands packs (flash attention, RadFM's kernels) gets all at once; the others get neighbours of one length
-    together, as a batch.
-
-    Args:
-        query: (rows of `queries`, heads, head width).
-        key, value: (rows of `keys`, heads, head width).
-
-    Returns:
-        (rows of `queries`, heads · head width).
-    """
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
-    options = {"scaling": module.scaling, "is_causal": False, "dropout": module.dropout if module.training else 0.0}
-    if is_flash_attention_requested(module.config) or module.config._attn_implementation in PACKED_ATTENTION:
-        options.update(cu_seq_lens_q=queries.cu_seqlens, cu_seq_lens_k=keys.cu_seqlens)
-        options.update(max_length_q=queries.max_length, max_length_k=keys.max_length)
-        runs = [(sum(queries.lengths), sum(keys.lengths), 1)]
-    else:
-        neighbours = groupby(zip(queries.lengths, keys.lengths, strict=True))
-        runs = [(*lengths, len(list(scans))) for lengths, scans in neighbours]
-    outputs, q, k = [], 0, 0
-    for query_length, key_length, scans in runs:
-        batch = [
-            part.view(scans, -1, *part.shape[1:]).transpose(1, 2)
-            for part in (
-                query[q : q + scans * query_length],
-                key[k : k + scans * key_length],
-                value[k : k + scans * key_length],
-            )
-        ]
-        output, _ = attend(module, *batch, attention_mask=None, **options)
-        outputs.append(output.flatten(0, 1))
-        q, k = q + scans * query_length, k + scans * key_length
-    return torch.cat(outputs).flatten(1)
-
-
-def eager_attention(module, query, key, value, attention_mask=None, *, scaling, dropout=0.0, **_):
-    """softmax(q·kᵀ · scaling) · v with (batch, heads, length, head width) in, (batch, length, heads, head width) out."""
-    weights = torch.softmax(query @ key.transpose(-1, -2) * scaling, dim=-1, dtype=torch.float32).to(query.dtype)
-    output = F.dropout(weights, dropout, module.training) @ value
-    return output.transpose(1, 2), weights
 
 
 class RadFMPatchEmbedding(nn.Module):
@@ -198,9 +138,15 @@ class RadFMPatchEmbedding(nn.Module):
         n, channels, _, _, depth = scans.shape
         rows, columns, depths = self.grid(scans.shape[1:])
         patch = self.config.patch_size
+        matrix, bias = self.folded(grey=channels < self.config.num_channels, flat=depth == 1)
+        fused = kernels_for(scans.device)
+        if fused is not None:
+            tables = (self.rows.weight, self.columns.weight, self.depths.weight)
+            norm = (self.output_norm.weight, self.output_norm.bias)
+            size, eps = (patch, patch, depth // depths), self.config.layer_norm_eps
+            return self.dropout(fused.patch_embedding(scans, matrix, bias, *norm, *tables, size, None, eps))
         patches = scans.view(n, channels, rows, patch, columns, patch, depths, depth // depths)
         patches = patches.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)
-        matrix, bias = self.folded(grey=channels < self.config.num_channels, flat=depth == 1)
         normed = F.layer_norm(patches.float(), patches.shape[-1:], eps=self.config.layer_norm_eps)
         tokens = self.output_norm(F.linear(normed.to(matrix.dtype), matrix, bias))
         tokens = tokens.view(n, rows * columns * depths, -1) + self.positions((rows, columns, depths))
@@ -267,14 +213,13 @@ class RadFMPerceiverAttention(nn.Module):
         self.key_value = nn.Linear(config.hidden_size, 2 * inner, bias=False)
         self.output = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def forward(
-        self, latents: torch.Tensor, patches: torch.Tensor, order: torch.Tensor, queries: Pack, keys: Pack
-    ) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, patches: torch.Tensor, pack: LatentPack) -> torch.Tensor:
         latents = self.latents_norm(latents)
         query = self.query(latents).view(-1, self.heads, self.head_dim)
-        asked = torch.cat([self.patches_norm(patches), latents])[order]
-        key, value = self.key_value(asked).view(-1, 2, self.heads, self.head_dim).unbind(1)
-        return self.output(packed_attention(self, query, key, value, queries, keys))
+        key_value, own = (
+            self.key_value(asked).view(-1, 2, self.heads, self.head_dim) for asked in (self.patches_norm(patches), latents)
+        )
+        return self.output(latent_attention(self, query, key_value, own, pack))
 
 
 class RadFMPerceiverLayer(GradientCheckpointingLayer):
@@ -286,10 +231,8 @@ class RadFMPerceiverLayer(GradientCheckpointingLayer):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = RadFMMLP(config.hidden_size, config.perceiver_intermediate_size, "gelu", bias=False)
 
-    def forward(
-        self, latents: torch.Tensor, patches: torch.Tensor, order: torch.Tensor, queries: Pack, keys: Pack
-    ) -> torch.Tensor:
-        latents = latents + self.attention(latents, patches, order, queries, keys)
+    def forward(self, latents: torch.Tensor, patches: torch.Tensor, pack: LatentPack) -> torch.Tensor:
+        latents = latents + self.attention(latents, patches, pack)
         return latents + self.mlp(self.mlp_norm(latents))
 
 
@@ -305,14 +248,10 @@ class RadFMPerceiver(nn.Module):
     def forward(self, patches: torch.Tensor, pack: Pack) -> torch.Tensor:
         """Packed patches (P, width) → (N, image tokens, width)."""
         tokens, scans = len(self.latents), len(pack.lengths)
-        queries = Pack([tokens] * scans, patches.device)
-        keys = Pack([length + tokens for length in pack.lengths], patches.device)
-        own = torch.arange(scans * tokens, device=patches.device).view(scans, tokens) + len(patches)
-        per_scan = torch.arange(len(patches), device=patches.device).split(pack.lengths)
-        order = torch.cat([row for scan in zip(per_scan, own, strict=True) for row in scan])
+        beside = LatentPack(pack, tokens, patches.device)
         latents = self.latents.repeat(scans, 1)
         for layer in self.layers:
-            latents = layer(latents, patches, order, queries, keys)
+            latents = layer(latents, patches, beside)
         return self.norm(latents).view(scans, tokens, -1)
 
 
@@ -395,6 +334,12 @@ class RadFMVisionModel(RadFMPreTrainedModel):
         """As everywhere in transformers; a whole RadFM gives up its vision tower."""
         kwargs.setdefault("key_mapping", {r"^model\.vision_tower\.": ""})
         return super().from_pretrained(*args, **kwargs)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, *args, **kwargs) -> str:
+        """RadFM's kernels where nobody asked for anything else and a card has them."""
+        if requested_attention is None and torch.cuda.is_available() and kernels_for(torch.device("cuda")) is not None:
+            return "radfm"
+        return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
 
     @can_return_tuple
     def forward(self, pixel_values: Sequence[torch.Tensor], **kwargs) -> RadFMVisionOutput:
@@ -617,13 +562,27 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
+        marks = [self.config.image_start_token_id, self.config.image_end_token_id, self.config.image_token_id]
+        cap = getattr(self.config.text_config.get_text_config(), "final_logit_softcapping", None)
+        others = {k: v for k, v in outputs.items() if k != "last_hidden_state"}
+        fused = kernels_for(outputs.last_hidden_state.device)
+        if self.training and labels is not None and loss_weights is not None and cap is None and fused is not None:
+            # The logits of a training step are the largest thing in memory, and nobody reads them.
+            silent = labels.new_tensor(marks)
+            loss = fused.weighted_cross_entropy(
+                outputs.last_hidden_state[:, :-1].flatten(0, 1),
+                self.lm_head.weight,
+                labels.masked_fill(torch.isin(labels, silent), -100)[:, 1:].flatten(),
+                loss_weights[:, 1:].flatten(),
+                silent,
+                num_items_in_batch,
+            )
+            return RadFMCausalLMOutputWithPast(loss=loss, **others)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
-        cap = getattr(self.config.text_config.get_text_config(), "final_logit_softcapping", None)
         if cap is not None:
             logits = cap * torch.tanh(logits / cap)
         # The marks are read and never spoken: the published head has no rows for them.
-        marks = [self.config.image_start_token_id, self.config.image_end_token_id, self.config.image_token_id]
         logits[..., marks] = torch.finfo(logits.dtype).min
 
         loss = None
@@ -633,9 +592,7 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
                 loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch)
             else:
                 loss = weighted_loss(logits, labels, loss_weights, num_items_in_batch)
-        return RadFMCausalLMOutputWithPast(
-            loss=loss, logits=logits, **{k: v for k, v in outputs.items() if k != "last_hidden_state"}
-        )
+        return RadFMCausalLMOutputWithPast(loss=loss, logits=logits, **others)
 
 
 def weighted_loss(

@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 from conftest import IMAGE, TEXT, VISION, small_model
-from transformers import AttentionInterface, TextStreamer, Trainer, TrainingArguments
+from transformers import TextStreamer, Trainer, TrainingArguments
 
 from radfm.modeling_radfm import (
-    PACKED_ATTENTION,
     RadFMForConditionalGeneration,
     RadFMModel,
     RadFMVisionModel,
@@ -378,28 +377,6 @@ def test_device_map_places_the_parts(model, tmp_path):
         placed(input_ids=ids, pixel_values=[scan(VOLUME)]).logits,
         model(input_ids=ids, pixel_values=[scan(VOLUME)]).logits,
     )
-
-
-def attention_of_packs(module, query, key, value, attention_mask, *, scaling, cu_seq_lens_q, cu_seq_lens_k, **_):
-    """What a varlen kernel computes, written plainly: every scan by its own rows of one packed tensor."""
-    output = torch.empty_like(query)
-    for i in range(len(cu_seq_lens_q) - 1):
-        q, k = slice(*cu_seq_lens_q[i : i + 2].tolist()), slice(*cu_seq_lens_k[i : i + 2].tolist())
-        weights = torch.softmax(query[:, :, q] @ key[:, :, k].transpose(-1, -2) * scaling, -1)
-        output[:, :, q] = weights @ value[:, :, k]
-    return output.transpose(1, 2), None
-
-
-@torch.no_grad()
-def test_an_implementation_for_packs_gets_the_whole_pack(model, monkeypatch):
-    scans = [scan(IMAGE_2D, 1), scan(VOLUME, 2), scan(WIDE, 3), scan(IMAGE_2D, 4)]
-    wanted = model.model.vision_tower(scans)
-    AttentionInterface.register("packs_in_words", attention_of_packs)
-    monkeypatch.setattr("radfm.modeling_radfm.PACKED_ATTENTION", {*PACKED_ATTENTION, "packs_in_words"})
-    model.model.vision_tower.config._attn_implementation = "packs_in_words"
-    got = model.model.vision_tower(scans)
-    torch.testing.assert_close(got.last_hidden_state, wanted.last_hidden_state, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.stack(got.pooler_output), torch.stack(wanted.pooler_output), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

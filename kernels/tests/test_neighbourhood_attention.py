@@ -57,7 +57,8 @@ def test_the_operator_keeps_its_promises():
 
 
 @pytest.mark.parametrize(
-    ("grids", "box", "name"), [([(2, 2, 2)], (3, 3, 3), "grids"), ([(2, 3, 4)], (2, 3, 3), "box"), ([(2, 3, 4)], (3, 3), "box")]
+    ("grids", "box", "name"),
+    [([(2, 2, 2)], (3, 3, 3), "grids"), ([(2, 3, 4)], (2, 3, 3), "box"), ([(2, 3, 4)], (3, 3), "box")],
 )
 def test_errors_name_the_argument(grids, box, name):
     inputs = [rand(24, 2, 16) for _ in range(3)]

@@ -90,5 +90,5 @@ def test_errors_name_the_argument(number, name):
     given[number] = rand(5, 7)
     with pytest.raises(ValueError, match=f"^{name}: "):
         patch_embedding(voxels, *given, (8, 8, 4))
-    with pytest.raises(ValueError, match="^voxels: .* cannot be cut"):
+    with pytest.raises(ValueError, match=r"^voxels: .* cannot be cut"):
         patch_embedding(voxels, *given, (8, 8, 3))

@@ -1,3 +1,3 @@
-"""The name under which this copy's operators are registered; a build has one of its own, so that two copies can be loaded."""
+"""The name under which this copy's operators are registered; a build has its own, so that two copies can be loaded."""
 
 NAMESPACE = "radfm_kernels"

@@ -1,4 +1,4 @@
-"""Whether Triton runs here, and what all kernels share: tile sizes to choose from, and the reference where it does not run."""
+"""Whether Triton runs here, and what all kernels share: tile sizes to choose from, and how matrices are multiplied."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -44,10 +44,14 @@ def kernel(function: Callable) -> Any:
 
 
 def precision(tensor: torch.Tensor) -> dict[str, Any]:
-    """How a kernel multiplies matrices: float32 as torch is set to. The interpreter's bfloat16 is wrong: widened first."""
+    """How a kernel multiplies matrices of float32: in three tensor-core products, or in one where torch allows TF32.
+
+    The interpreter's bfloat16 product is wrong; there, operands are widened first.
+    """
+    in_one = torch.backends.cuda.matmul.allow_tf32
     return {
         "WIDEN": INTERPRETED and tensor.dtype == torch.bfloat16,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "PRECISION": "ieee" if INTERPRETED else "tf32" if in_one else "tf32x3",
     }
 
 

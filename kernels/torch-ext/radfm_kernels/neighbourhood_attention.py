@@ -1,7 +1,8 @@
 """3D neighbourhood attention: each patch sees the patches of its scan in a box around itself, so cost grows with the volume.
 
-Patches are taken in bricks: a program has one brick of queries and walks over the bricks of keys that their boxes touch. At a
-border a box is cut off, not moved. The box is symmetric, so the backward pass walks over queries as the forward over keys.
+Patches are taken in bricks: a program has one brick of queries and walks over the bricks of keys that their boxes touch. At
+a border a box is cut off, not moved. The box is symmetric, so the backward pass walks over queries as the forward over
+keys.
 """
 
 import torch
@@ -13,6 +14,7 @@ from .launching import LOG2_E, by_autograd, kernel, precision, runs_triton, tl, 
 BRICKS = [
     ({"ROWS": 4, "COLUMNS": 4, "SLICES": 4}, 4, 3),
     ({"ROWS": 2, "COLUMNS": 4, "SLICES": 8}, 4, 3),
+    ({"ROWS": 2, "COLUMNS": 4, "SLICES": 4}, 4, 2),
     ({"ROWS": 4, "COLUMNS": 4, "SLICES": 8}, 8, 2),
 ]
 WIDTHS = (16, 32, 64, 128)
@@ -208,7 +210,7 @@ def _backward(
 
 if triton is not None:
     _tuned_forward = tuned(BRICKS, ["reach_rows", "reach_columns", "reach_slices", "WIDTH"])(_forward)
-    _tuned_backward = tuned(BRICKS[:2], ["reach_rows", "reach_columns", "reach_slices", "WIDTH"])(_backward)
+    _tuned_backward = tuned(BRICKS[:3], ["reach_rows", "reach_columns", "reach_slices", "WIDTH"])(_backward)
 
 
 def reference(

@@ -14,11 +14,13 @@ FORWARD_TILES = [
     ({"QUERIES": 128, "KEYS": 64}, 4, 3),
     ({"QUERIES": 128, "KEYS": 128}, 8, 3),
     ({"QUERIES": 64, "KEYS": 64}, 4, 4),
+    ({"QUERIES": 64, "KEYS": 32}, 4, 2),
 ]
 BACKWARD_TILES = [
     ({"QUERIES": 64, "KEYS": 128}, 8, 2),
     ({"QUERIES": 128, "KEYS": 64}, 8, 2),
     ({"QUERIES": 64, "KEYS": 64}, 4, 3),
+    ({"QUERIES": 32, "KEYS": 32}, 4, 2),
 ]
 WIDTHS = (16, 32, 64, 128)
 
@@ -250,7 +252,9 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *starts:
             raise ValueError(f"{name}: {tensor.dtype} on {tensor.device}, the query {query.dtype} on {query.device}.")
     for name, start in zip(("query_starts", "key_starts"), starts, strict=True):
         if start.dtype != torch.int32 or start.ndim != 1 or len(start) < 1 or start.device != query.device:
-            raise ValueError(f"{name}: needs (scans + 1,) int32 on {query.device}, and is {tuple(start.shape)} {start.dtype}.")
+            raise ValueError(
+                f"{name}: needs (scans + 1,) int32 on {query.device}, and is {tuple(start.shape)} {start.dtype}."
+            )
     if len(starts[0]) != len(starts[1]):
         raise ValueError(f"key_starts: is of {len(starts[1]) - 1} scans, query_starts of {len(starts[0]) - 1}.")
 

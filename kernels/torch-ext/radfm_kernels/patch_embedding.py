@@ -1,8 +1,8 @@
 """Patch embedding: raw voxels of scans of one shape → normed, projected, normed and placed patch tokens.
 
-The matrix of patches (4,096 × 12,288 values for a CT) is never written: a first pass over the voxels finds each patch's mean and
-spread, a second gathers, scales and norms voxels while it multiplies them, a third norms the tokens and adds their positions.
-Norm and Linear are folded into one matrix beforehand (RadFM's `RadFMPatchEmbedding` says why that is exact).
+The matrix of patches (4,096 × 12,288 values for a CT) is never written: a first pass over the voxels finds each patch's
+mean and spread, a second gathers, scales and norms voxels while it multiplies them, a third norms the tokens and adds their
+positions. Norm and Linear are folded into one matrix beforehand (RadFM's `RadFMPatchEmbedding` says why that is exact).
 """
 
 from typing import NamedTuple
@@ -35,28 +35,43 @@ class Patch(NamedTuple):
 
 
 @kernel
-def _gathered(
-    voxels_ptr,  # (scans, channels, height, width, depth)
-    low_ptr,  # (scans,) float32: the value that becomes 0
-    per_unit_ptr,  # (scans,) float32: 1 / (value that becomes 1 − low)
-    patch, value,  # indices, one along the other: of a patch among all, of a value in its patch
-    known,  # where both exist
+def _corner(
+    patch,  # (patches of a tile,): index among all; patches of a scan run along rows, columns and depth
     channels, height, width, depth,
-    SCALED: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SLICES: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
-    """Voxels of patches as float32: patches run along rows, columns and depth, values too, channel fastest."""
+    """Where the first voxel of each patch lies, and in which scan; each voxel's place is this plus `_inside`."""
     across, deep = width // COLUMNS, depth // SLICES
     per_scan = height // ROWS * across * deep
     scan, inside = patch // per_scan, patch % per_scan
-    row = inside // (across * deep) * ROWS + value // (COLUMNS * SLICES * CHANNELS)
-    column = inside // deep % across * COLUMNS + value // (SLICES * CHANNELS) % COLUMNS
-    piece = inside % deep * SLICES + value // CHANNELS % SLICES
-    at = (((scan.to(tl.int64) * channels + value % CHANNELS) * height + row) * width + column) * depth + piece
-    found = tl.load(voxels_ptr + at, mask=known, other=0.0).to(tl.float32)
+    row, column, piece = inside // (across * deep) * ROWS, inside // deep % across * COLUMNS, inside % deep * SLICES
+    return scan.to(tl.int64) * channels * height * width * depth + (row * width + column) * depth + piece, scan
+
+
+@kernel
+def _inside(
+    value,  # (values of a tile,): index in a patch; rows, columns, slices, channels follow each other, channel fastest
+    height, width, depth,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, SLICES: tl.constexpr,
+):  # fmt: skip
+    """How far each value of a patch lies from the patch's first voxel."""
+    row = value // (COLUMNS * SLICES * CHANNELS)
+    column, piece = value // (SLICES * CHANNELS) % COLUMNS, value // CHANNELS % SLICES
+    return (value % CHANNELS) * height * width * depth + (row * width + column) * depth + piece
+
+
+@kernel
+def _gathered(
+    voxels_ptr,  # (scans, channels, height, width, depth)
+    corner, inside,  # (patches,), (values,): places of patches, and of values in them
+    known,  # (patches, values): where both exist
+    low, per_unit,  # (patches,): the value that becomes 0, and 1 / (value that becomes 1 − low)
+    SCALED: tl.constexpr,
+):  # fmt: skip
+    """Voxels of patches (patches, values) as float32, in their window."""
+    found = tl.load(voxels_ptr + corner[:, None] + inside[None, :], mask=known, other=0.0).to(tl.float32)
     if SCALED:
-        low = tl.load(low_ptr + scan, mask=known, other=0.0)
-        found = (found - low) * tl.load(per_unit_ptr + scan, mask=known, other=0.0)
-        found = tl.minimum(tl.maximum(found, 0.0), 1.0)
+        found = tl.minimum(tl.maximum((found - low[:, None]) * per_unit[:, None], 0.0), 1.0)
     return found
 
 
@@ -71,22 +86,22 @@ def _statistics(
     patch = tl.program_id(0) * PATCHES + tl.arange(0, PATCHES)
     here = patch < patches
     count = ROWS * COLUMNS * SLICES * CHANNELS
+    corner, scan = _corner(patch, channels, height, width, depth, ROWS, COLUMNS, SLICES)
+    low, per_unit = tl.load(low_ptr + scan, mask=here, other=0.0), tl.load(per_unit_ptr + scan, mask=here, other=0.0)
     total = tl.zeros([PATCHES], tl.float32)
     for start in range(0, count, VALUES):
         value = start + tl.arange(0, VALUES)
         known = here[:, None] & (value < count)[None, :]
-        total += tl.sum(
-            _gathered(voxels_ptr, low_ptr, per_unit_ptr, patch[:, None], value[None, :], known, channels, height, width,
-                      depth, SCALED, CHANNELS, ROWS, COLUMNS, SLICES), 1,
-        )  # fmt: skip
+        inside = _inside(value, height, width, depth, CHANNELS, COLUMNS, SLICES)
+        found = _gathered(voxels_ptr, corner, inside, known, low, per_unit, SCALED)
+        total += tl.sum(tl.where(known, found, 0.0), 1)
     mean = total / count
     squares = tl.zeros([PATCHES], tl.float32)
     for start in range(0, count, VALUES):
         value = start + tl.arange(0, VALUES)
         known = here[:, None] & (value < count)[None, :]
-        found = _gathered(voxels_ptr, low_ptr, per_unit_ptr, patch[:, None], value[None, :], known, channels, height, width,
-                          depth, SCALED, CHANNELS, ROWS, COLUMNS, SLICES)  # fmt: skip
-        away = tl.where(known, found - mean[:, None], 0.0)
+        inside = _inside(value, height, width, depth, CHANNELS, COLUMNS, SLICES)
+        away = tl.where(known, _gathered(voxels_ptr, corner, inside, known, low, per_unit, SCALED) - mean[:, None], 0.0)
         squares += tl.sum(away * away, 1)
     tl.store(mean_ptr + patch, mean, mask=here)
     tl.store(spread_ptr + patch, 1 / tl.sqrt(squares / count + eps), mask=here)
@@ -108,12 +123,14 @@ def _project(
     here, wanted = patch < patches, output < outputs
     count = ROWS * COLUMNS * SLICES * CHANNELS
     mean, spread = tl.load(mean_ptr + patch, mask=here, other=0.0), tl.load(spread_ptr + patch, mask=here, other=0.0)
+    corner, scan = _corner(patch, channels, height, width, depth, ROWS, COLUMNS, SLICES)
+    low, per_unit = tl.load(low_ptr + scan, mask=here, other=0.0), tl.load(per_unit_ptr + scan, mask=here, other=0.0)
     sums = tl.zeros([PATCHES, OUTPUTS], tl.float32)
     for start in range(0, count, VALUES):
         value = start + tl.arange(0, VALUES)
         known = here[:, None] & (value < count)[None, :]
-        found = _gathered(voxels_ptr, low_ptr, per_unit_ptr, patch[:, None], value[None, :], known, channels, height, width,
-                          depth, SCALED, CHANNELS, ROWS, COLUMNS, SLICES)  # fmt: skip
+        inside = _inside(value, height, width, depth, CHANNELS, COLUMNS, SLICES)
+        found = _gathered(voxels_ptr, corner, inside, known, low, per_unit, SCALED)
         normed = tl.where(known, (found - mean[:, None]) * spread[:, None], 0.0)
         block = tl.load(
             matrix_ptr + output[None, :] * count + value[:, None],
@@ -175,15 +192,17 @@ def _matrix_gradient(
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     value = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
     count = ROWS * COLUMNS * SLICES * CHANNELS
-    wanted, inside = output < outputs, value < count
+    wanted, real = output < outputs, value < count
+    inside = _inside(value, height, width, depth, CHANNELS, COLUMNS, SLICES)
     sums = tl.zeros([OUTPUTS, VALUES], tl.float32)
     for start in range(0, patches, PATCHES):
         patch = start + tl.arange(0, PATCHES)
         here = patch < patches
-        known = here[:, None] & inside[None, :]
+        known = here[:, None] & real[None, :]
+        corner, scan = _corner(patch, channels, height, width, depth, ROWS, COLUMNS, SLICES)
+        low, per_unit = tl.load(low_ptr + scan, mask=here, other=0.0), tl.load(per_unit_ptr + scan, mask=here, other=0.0)
         mean, spread = tl.load(mean_ptr + patch, mask=here, other=0.0), tl.load(spread_ptr + patch, mask=here, other=0.0)
-        found = _gathered(voxels_ptr, low_ptr, per_unit_ptr, patch[:, None], value[None, :], known, channels, height, width,
-                          depth, SCALED, CHANNELS, ROWS, COLUMNS, SLICES)  # fmt: skip
+        found = _gathered(voxels_ptr, corner, inside, known, low, per_unit, SCALED)
         normed = tl.where(known, (found - mean[:, None]) * spread[:, None], 0.0)
         gradient = tl.load(
             gradient_ptr + patch[None, :].to(tl.int64) * outputs + output[:, None],
@@ -196,7 +215,7 @@ def _matrix_gradient(
             kind = matrix_gradient_ptr.dtype.element_ty
             sums += tl.dot(gradient.to(kind), normed.to(kind), input_precision=PRECISION)
     place = matrix_gradient_ptr + output[:, None].to(tl.int64) * count + value[None, :]
-    tl.store(place, sums.to(matrix_gradient_ptr.dtype.element_ty), mask=wanted[:, None] & inside[None, :])
+    tl.store(place, sums.to(matrix_gradient_ptr.dtype.element_ty), mask=wanted[:, None] & real[None, :])
 
 
 if triton is not None:
@@ -332,9 +351,9 @@ def _forward_op(
         voxels, low, per_unit, mean, spread, patches, *shape, eps, **sizes,
         PATCHES=STATISTICS_PATCHES, VALUES=STATISTICS_VALUES,
     )  # fmt: skip
-    _tuned_project[
-        lambda tiles: (triton.cdiv(patches, tiles["PATCHES"]), triton.cdiv(outputs, tiles["OUTPUTS"]))
-    ](voxels, low, per_unit, mean, spread, matrix, bias, projected, patches, outputs, *shape, **sizes, **precision(matrix))
+    _tuned_project[lambda tiles: (triton.cdiv(patches, tiles["PATCHES"]), triton.cdiv(outputs, tiles["OUTPUTS"]))](
+        voxels, low, per_unit, mean, spread, matrix, bias, projected, patches, outputs, *shape, **sizes, **precision(matrix)
+    )
     tokens = matrix.new_empty((patches, outputs))
     steps = [len(table) // n for table, n in ((rows, down), (columns, across), (depths, deep))]
     _place[(patches,)](

@@ -1,8 +1,8 @@
 """Perceiver attention: a few latents of each scan ask all patches of their scan and themselves, without a concatenation.
 
-One scan has 32 queries and thousands of keys, too few rows to fill a card: keys are split into spans, each program attends to
-one span (the last one to the latents' own keys), and the spans' softmaxes are joined afterwards (Flash-Decoding). The backward
-pass walks over the same spans; each writes its own gradients of keys and values, and its share of the queries'.
+One scan has 32 queries and thousands of keys, too few rows to fill a card: keys are split into spans, each program attends
+to one span (the last one to the latents' own keys), and the spans' softmaxes are joined afterwards (Flash-Decoding). The
+backward pass walks over the same spans; each writes its own gradients of keys and values, and its share of the queries'.
 """
 
 import torch

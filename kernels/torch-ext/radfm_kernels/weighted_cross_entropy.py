@@ -1,8 +1,8 @@
 """Σ weight · cross-entropy / Σ weight of next words, fused with the decoder's head.
 
-Rows of weight 0 (most of a prompt) are left out before anything is computed. The others go through the head in chunks: logits
-of a chunk become their own gradient in place, and the gradients of hidden states and head are collected on the way, so a matrix
-(tokens, vocabulary) never exists. Like Cut Cross-Entropy and Liger's fused loss, in float32 inside.
+Rows of weight 0 (most of a prompt) are left out before anything is computed. The others go through the head in chunks: the
+logits of a chunk become their own gradient in place, and the gradients of hidden states and head are collected on the way,
+so a matrix (tokens, vocabulary) never exists. Like Cut Cross-Entropy and Liger's fused loss; float32 inside.
 """
 
 import torch
@@ -140,7 +140,11 @@ def _keep(ctx, inputs, output) -> None:
 
 def _backward(ctx, gradient, *_):
     hidden_gradient, head_gradient = ctx.saved_tensors
-    return hidden_gradient * gradient.to(hidden_gradient.dtype), head_gradient * gradient.to(head_gradient.dtype), *[None] * 3
+    return (
+        hidden_gradient * gradient.to(hidden_gradient.dtype),
+        head_gradient * gradient.to(head_gradient.dtype),
+        *[None] * 3,
+    )
 
 
 _forward_op.register_autograd(_backward, setup_context=_keep)
