@@ -6,13 +6,14 @@ OLDEST := venvs/oldest
 OLDEST_TRANSFORMERS := 5.18.0
 PYTEST := -m pytest -q
 
-.PHONY: help setup demo test test-oldest lint demo-checkpoint clean
+.PHONY: help setup demo test test-oldest lint demo-checkpoint kernels-build clean
 
 help:
 	@echo "make demo             ask the demo checkpoint about real CT and MR scans"
 	@echo "make test             lint, types, import directions and all tests"
 	@echo "make test-oldest      the tests on transformers $(OLDEST_TRANSFORMERS), the oldest that is admitted"
 	@echo "make demo-checkpoint  train the demo checkpoint (about an hour and a half on two cores; goes on where it stopped)"
+	@echo "make kernels-build    lay the kernels out as the Hub has them, in kernels/build/"
 	@echo "make setup            the virtual environment alone"
 	@echo "make clean            remove what the other targets made, but not a training's state"
 
@@ -29,6 +30,7 @@ demo: setup
 
 test: lint
 	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) kernels/tests
 
 lint: setup
 	$(BIN)/ruff check .
@@ -45,5 +47,8 @@ test-oldest:
 demo-checkpoint: setup
 	$(BIN)/python -m radfm.training.demo
 
+kernels-build: setup
+	$(BIN)/python kernels/build.py
+
 clean:
-	rm -rf $(VENV) venvs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) venvs build kernels/build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

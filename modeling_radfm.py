@@ -267,6 +267,11 @@ class RadFMPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers looks for the interface in this file's text; it stands in `attention_radfm.py`.
+        return True
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, quantization_config: Any = None, **kwargs):
         """As everywhere in transformers; a quantisation leaves vision tower, projector and head as they are.
 

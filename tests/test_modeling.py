@@ -386,6 +386,9 @@ def test_each_part_has_its_own_attention_implementation(model, tmp_path):
     again = RadFMForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=parts)
     assert again.model.vision_tower.config._attn_implementation == "eager"
     assert again.model.language_model.config._attn_implementation == "sdpa"
+    again.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})
+    assert again.model.vision_tower.config._attn_implementation == "sdpa"
+    assert again.model.language_model.config._attn_implementation == "eager"
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import close, rand, starts
+from agreement import close, rand, starts
 from radfm_kernels.packed_attention import reference
 
 ROOT = Path(__file__).parent.parent

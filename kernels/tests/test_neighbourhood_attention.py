@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import against_float64, close, rand
+from agreement import against_float64, close, rand
 from radfm_kernels.neighbourhood_attention import neighbourhood_attention, reference
 from radfm_kernels.packed_attention import reference as dense
 

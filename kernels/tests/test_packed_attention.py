@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import DEVICE, against_float64, close, rand, starts
+from agreement import DEVICE, against_float64, close, rand, starts
 from radfm_kernels.packed_attention import packed_attention, reference
 
 SHAPES = {

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import DEVICE, against_float64, close, rand
+from agreement import DEVICE, against_float64, close, rand
 from radfm_kernels.patch_embedding import Patch, patch_embedding, reference
 
 NAMES = ("matrix", "bias", "gain", "shift", "rows", "columns", "depths")

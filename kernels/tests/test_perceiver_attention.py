@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import against_float64, rand, starts
+from agreement import against_float64, rand, starts
 from radfm_kernels.perceiver_attention import perceiver_attention, reference
 
 NAMES = ("query", "key", "value", "own_key", "own_value")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import DEVICE, against_float64, close, rand
+from agreement import DEVICE, against_float64, close, rand
 from radfm_kernels.weighted_cross_entropy import reference, weighted_cross_entropy
 
 
