@@ -119,7 +119,8 @@ class RadFMPatchEmbedding(nn.Module):
         sources = (self.patch_norm.weight, self.patch_norm.bias, self.projection.weight, self.projection.bias)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._fold(*sources, grey, flat)
-        state = tuple((id(s), s._version, s.data_ptr(), s.device, s.dtype) for s in sources)
+        # Tensors made under inference_mode have no version, and nothing changes them.
+        state = tuple((id(s), 0 if s.is_inference() else s._version, s.data_ptr(), s.device, s.dtype) for s in sources)
         known = self._folded.get((grey, flat))
         if known is None or known[0] != state:
             known = self._folded[grey, flat] = (state, self._fold(*sources, grey, flat))
@@ -449,8 +450,8 @@ class RadFMModel(RadFMPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+        # Image tokens take the place of rows of a tensor of our own.
+        inputs_embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds.clone()
         if image_features is None and mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             image_features = mm_encoder_outputs["image"].pooler_output
         if pixel_values is not None and len(pixel_values) > 0:
@@ -485,7 +486,10 @@ class RadFMModel(RadFMPreTrainedModel):
         if scans == 0:
             return inputs_embeds
         features = torch.cat(list(image_features)).to(inputs_embeds.device, inputs_embeds.dtype)
-        return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), features)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), features)
+        # In the rows themselves: a copy of all of them takes longer than looking them up.
+        return inputs_embeds.index_put_(placeholders.nonzero(as_tuple=True), features)
 
 
 class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):

@@ -379,6 +379,24 @@ def test_device_map_places_the_parts(model, tmp_path):
     )
 
 
+def test_a_model_made_under_inference_mode_sees(model):
+    with torch.inference_mode():
+        made = small_model()
+        got = made.model.vision_tower([scan(IMAGE_2D)]).last_hidden_state
+    with torch.no_grad():
+        torch.testing.assert_close(got, model.model.vision_tower([scan(IMAGE_2D)]).last_hidden_state, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_embeddings_that_were_given_stay_as_they_are(model):
+    ids = prompt("image", [5])
+    given = model.get_input_embeddings()(ids)
+    before = given.clone()
+    wanted = model(input_ids=ids, pixel_values=[scan(IMAGE_2D)]).logits
+    torch.testing.assert_close(model(inputs_embeds=given, pixel_values=[scan(IMAGE_2D)]).logits, wanted)
+    assert torch.equal(given, before)
+
+
 @torch.no_grad()
 def test_each_part_has_its_own_attention_implementation(model, tmp_path):
     model.save_pretrained(tmp_path)
