@@ -1,0 +1,164 @@
+"""What happens on the page and in the API when a visitor does something."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import overlay
+import page
+import viewing
+from answers import AnswerError, Answers
+from examples import EXAMPLES
+from sessions import Session, Sessions, Turn, described
+
+NO_SCAN = "Drop a scan first, or take an example."
+KEEP = gr.skip()
+
+
+class Space:
+    """What happens when a visitor does something; each handler takes the request to know whose session it is."""
+
+    def __init__(self, answers: Answers, folder: Path):
+        self.answers = answers
+        self.sessions = Sessions(folder, answers)
+
+    def session(self, request: gr.Request) -> Session:
+        """The visitor's own."""
+        return self.sessions.of(request.session_hash or "")
+
+    def show(self, files: list[str] | None, request: gr.Request) -> Iterator[tuple]:
+        """Read dropped files → notice, drop zone, chips, viewer, facts."""
+        paths = [Path(file) for file in files or []]
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        yield page.notice(f"Reading {paths[0].name}{more} …"), KEEP, KEEP, KEEP, KEEP
+        session = self.session(request)
+        known = len(session.scans)
+        refused = session.read(paths, self.answers)
+        said = page.notice(" ".join(refused), bad=True)
+        if len(session.scans) == known:
+            yield said, None, KEEP, KEEP, KEEP
+        else:
+            session.current = len(session.scans)
+            yield said, None, *self.look(session)
+
+    def example(self, label: str, request: gr.Request) -> Iterator[tuple]:
+        """Read a scan that libraries bring → as `show`, and the question to ask about it."""
+        for outputs in self.show([str(EXAMPLES[label].file)], request):
+            yield *outputs, EXAMPLES[label].question
+
+    def look(self, session: Session) -> tuple:
+        """Chips, viewer and facts of the scan that is looked at."""
+        stored = session.scans[session.current - 1]
+        names = [scan.name for scan in session.scans]
+        return page.chips(names, session.current), self.value(session), page.facts_table(viewing.facts(stored.name, stored.about))
+
+    def value(self, session: Session) -> dict[str, Any]:
+        """What the viewer is told of the scan that is looked at."""
+        stored = session.scans[session.current - 1]
+        scan = stored.load(self.answers.scan_class)
+        return viewing.viewer_value(session.current, stored, scan, self.answers.hang(scan), page.address)
+
+    def select(self, event: gr.EventData, request: gr.Request) -> tuple:
+        """Another chip → chips, viewer, facts."""
+        session = self.session(request)
+        if not 1 <= event.number <= len(session.scans):
+            return KEEP, KEEP, KEEP
+        session.current = event.number
+        return self.look(session)
+
+    def flat(self, event: gr.EventData, request: gr.Request) -> Any:
+        """Slices for a browser without WebGL2 → viewer."""
+        session = self.session(request)
+        if not 1 <= event.number <= len(session.scans):
+            return KEEP
+        session.current = event.number
+        stored = session.scans[session.current - 1]
+        value = self.value(session)
+        first = value["windows"][0] if value["windows"] else {"low": 0.0, "high": 255.0}
+        low, high = (event._data.get(end, first[end]) for end in ("low", "high"))
+        hung = self.answers.hang(stored.load(self.answers.scan_class))
+        pictures = viewing.draw_slices(hung, (low, high), stored.folder / f"slices-{low:g}-{high:g}")
+        return {**value, "pictures": [page.address(file) for file in pictures]}
+
+    def ask(self, question: str, request: gr.Request) -> Iterator[tuple]:
+        """A question → chat, question box, ask and stop buttons, downloads; again and again as the answer grows."""
+        session = self.session(request)
+        if not question.strip():
+            yield KEEP, KEEP, KEEP, KEEP, KEEP
+            return
+        if not session.scans:
+            yield page.conversation([Turn(question, NO_SCAN)]), question, KEEP, KEEP, KEEP
+            return
+        busy = gr.update(interactive=False), gr.update(interactive=True)
+        idle = gr.update(interactive=True), gr.update(interactive=False)
+        turn = Turn(question)
+        try:
+            for turn in session.ask(question, self.answers):
+                earlier = [other for other in session.turns if other is not turn]
+                yield page.conversation([*earlier, turn]), "", *busy, KEEP
+        except AnswerError as error:
+            yield page.conversation([*session.turns, Turn(turn.question, str(error))]), question, *idle, KEEP
+            return
+        yield page.conversation(session.turns), "", *idle, page.downloads(session.downloads(self.answers.model_id))
+
+    def stop(self, request: gr.Request) -> None:
+        """End the answer that is being given."""
+        self.session(request).stop.touch()
+
+    def where(self, request: gr.Request) -> tuple:
+        """The attention over the scan that is looked at → viewer, downloads, notice."""
+        session = self.session(request)
+        if not session.scans:
+            return KEEP, KEEP, page.notice(NO_SCAN, bad=True)
+        stored = session.scans[session.current - 1]
+        scan = stored.load(self.answers.scan_class)
+        try:
+            attention = self.answers.attention(scan).numpy()
+        except AnswerError as error:
+            return KEEP, KEEP, page.notice(str(error), bad=True)
+        values, affine = overlay.on_the_scan(attention, scan, self.answers.loaded[1].image_processor)
+        overlay.write(values, affine, stored.folder / "overlay.nii.gz")
+        return self.value(session), page.downloads(session.downloads(self.answers.model_id)), ""
+
+    def restart(self, request: gr.Request) -> tuple:
+        """Forget scans and conversation → notice, drop zone, chips, viewer, facts, chat, downloads."""
+        self.sessions.end(request.session_hash or "")
+        return "", None, "", None, "", [], ""
+
+    def leave(self, request: gr.Request) -> None:
+        """The visitor is gone."""
+        self.sessions.end(request.session_hash or "")
+
+    def answer(self, files: list[str], question: str) -> dict[str, Any]:
+        """Ask about radiology scans: DICOM, a zipped DICOM series, NIfTI or pictures.
+
+        Args:
+            files: the scans; several DICOM files of one series are one scan.
+            question: what to ask, in English; [1] in it is the place of the first scan.
+
+        Returns:
+            model, question, answer, scans (path, modality, shape, spacing) and seconds.
+        """
+        start = time.monotonic()
+        session = self.sessions.new()
+        try:
+            refused = session.read([Path(file) for file in files or []], self.answers)
+            if refused or not session.scans:
+                raise gr.Error(" ".join(refused) or NO_SCAN, print_exception=False)
+            *_, turn = session.ask(question, self.answers)
+            return {
+                "model": Path(self.answers.model_id).name,
+                "question": question,
+                "answer": turn.answer,
+                "yes": turn.yes,
+                "scans": [described(scan) for scan in session.scans],
+                "seconds": round(time.monotonic() - start, 2),
+            }
+        except AnswerError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        finally:
+            shutil.rmtree(session.folder, ignore_errors=True)
