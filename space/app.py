@@ -39,14 +39,14 @@ TASKS = {
 def build(space: Space) -> gr.Blocks:
     """The page and its API."""
     with gr.Blocks(title="RadFM", analytics_enabled=False, delete_cache=(30, UPLOAD_SECONDS), fill_width=True) as blocks:
-        gr.HTML(page.TITLE, elem_id="title")
-        with gr.Row():
+        gr.HTML(page.TITLE, elem_id="title", padding=False)
+        with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=340):
                 drop = gr.File(
                     file_count="multiple",
                     label="Drop DICOM files, a zipped series, NIfTI or pictures",
                     elem_id="drop",
-                    height=96,
+                    height=72,
                 )
                 notice = gr.HTML(elem_id="notice")
                 viewer = gr.HTML(
@@ -60,7 +60,7 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Accordion("About this scan", open=False):
                     facts = gr.HTML("<p>No scan yet.</p>", elem_id="facts")
             with gr.Column(scale=5, min_width=340):
-                chips = gr.HTML(js_on_load=page.CHIPS_JS, elem_id="chips", apply_default_css=False)
+                chips = gr.HTML(js_on_load=page.CHIPS_JS, head=page.HEAD, elem_id="chips", apply_default_css=False)
                 chat = gr.Chatbot(
                     label="Conversation",
                     elem_id="chat",

@@ -42,8 +42,9 @@ def on_the_scan(attention: np.ndarray, scan: Any, image_processor: Any) -> tuple
 
 
 def write(values: np.ndarray, affine: np.ndarray, file: Path) -> None:
-    """The overlay as NIfTI."""
+    """The overlay as NIfTI; its header asks viewers to show 0 to the highest value."""
     image = nibabel.Nifti1Image(values, affine)
+    image.header["cal_min"], image.header["cal_max"] = 0, values.max()
     image.header.set_xyzt_units("mm")
     nibabel.save(image, file)
 

@@ -31,6 +31,7 @@
         backColor: [0, 0, 0, 1],
         crosshairColor: [0.25, 0.75, 0.8, 0.9],
         crosshairWidth: 1,
+        fontColor: [0.95, 0.97, 1, 1],
         dragAndDropEnabled: false,
         isColorbar: false,
         multiplanarShowRender: 0,
@@ -124,8 +125,6 @@
         url: scan.overlay,
         name: "attention.nii.gz",
         colormap: "warm",
-        cal_min: scan.attention.low,
-        cal_max: scan.attention.high,
         opacity: Number(this.opacity.value) / 100,
       });
     }
