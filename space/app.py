@@ -48,6 +48,8 @@ def build(space: Space) -> gr.Blocks:
                     elem_id="drop",
                     height=72,
                 )
+                with gr.Row(elem_id="examples"):
+                    examples = [gr.Button(label, size="sm", min_width=100) for label in EXAMPLES]
                 notice = gr.HTML(elem_id="notice")
                 viewer = gr.HTML(
                     None,
@@ -65,7 +67,7 @@ def build(space: Space) -> gr.Blocks:
                     label="Conversation",
                     elem_id="chat",
                     height=420,
-                    buttons=["copy"],
+                    buttons=[],
                     placeholder="Ask anything about your scans, or take one of the tasks below.",
                 )
                 with gr.Row(elem_id="asking"):
@@ -74,8 +76,9 @@ def build(space: Space) -> gr.Blocks:
                         label="Question",
                         placeholder="Ask about the scan; [1] is the place of scan 1",
                         elem_id="question",
+                        container=False,
                         scale=6,
-                        min_width=180,
+                        min_width=100,
                     )
                     send = gr.Button("Ask", variant="primary", scale=1, min_width=72, elem_id="send")
                     stop = gr.Button("Stop", interactive=False, scale=1, min_width=72, elem_id="stop")
@@ -85,9 +88,6 @@ def build(space: Space) -> gr.Blocks:
                     where = gr.Button("Where the model looked", size="sm", elem_id="where")
                     restart = gr.Button("New conversation", size="sm", elem_id="restart")
                 downloads = gr.HTML(elem_id="downloads")
-        with gr.Row(elem_id="examples"):
-            gr.HTML("<span>Examples</span>", min_width=80)
-            examples = [gr.Button(label, size="sm", min_width=140) for label in EXAMPLES]
 
         private = {"api_visibility": "private", "show_progress": "hidden"}
         asking = {"concurrency_id": "model", "concurrency_limit": 1, **private}

@@ -20,7 +20,7 @@ def _of(package: str, *place: str) -> Path:
 
 NIFTI, DICOM = _of("nibabel", "tests", "data"), _of("pydicom", "data", "test_files")
 EXAMPLES = {
-    "Brain MR, a volume (NIfTI)": Example(NIFTI / "example4d.nii.gz", "Which body part is shown?"),
-    "Head CT, a slice (DICOM)": Example(DICOM / "693_J2KI.dcm", "Which imaging modality is this?"),
-    "Abdominal MR, a slice (DICOM)": Example(DICOM / "examples_overlay.dcm", "Is this an MRI scan? Answer yes or no."),
+    "Example: brain MR, NIfTI": Example(NIFTI / "example4d.nii.gz", "Which body part is shown?"),
+    "Example: head CT, DICOM": Example(DICOM / "693_J2KI.dcm", "Which imaging modality is this?"),
+    "Example: abdominal MR, DICOM": Example(DICOM / "examples_overlay.dcm", "Is this an MRI scan? Answer yes or no."),
 }

@@ -42,9 +42,9 @@ def on_the_scan(attention: np.ndarray, scan: Any, image_processor: Any) -> tuple
 
 
 def write(values: np.ndarray, affine: np.ndarray, file: Path) -> None:
-    """The overlay as NIfTI; its header asks viewers to show 0 to the highest value."""
+    """The overlay as NIfTI; its header asks viewers to show what is above the mean, faintly if it is not far above."""
     image = nibabel.Nifti1Image(values, affine)
-    image.header["cal_min"], image.header["cal_max"] = 0, values.max()
+    image.header["cal_min"], image.header["cal_max"] = 1, max(2, values.max())
     image.header.set_xyzt_units("mm")
     nibabel.save(image, file)
 

@@ -50,7 +50,7 @@ VIEWER = """
   </div>
   <div class="line" data-part="overlay-row" hidden>
     <label>Overlay <input type="range" min="0" max="100" value="45" data-part="opacity"></label>
-    <span>Attention of the Perceiver, one value a patch; no explanation of an answer.</span>
+    <span>The Perceiver's attention, one value a patch, where it is above the mean; no explanation of an answer.</span>
   </div>
   <p class="where" data-part="where" aria-live="off"></p>
 </section>
