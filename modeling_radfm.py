@@ -463,7 +463,8 @@ class RadFMVisionModel(RadFMPreTrainedModel):
             One (rows, columns, depths) tensor of patches a scan.
         """
         patches, pack = self.encode_patches(pixel_values)
-        *earlier, last = self.perceiver.layers
+        layers: list[Any] = list(self.perceiver.layers)
+        *earlier, last = layers
         grids = []
         for scan, own in zip(pixel_values, patches.split(pack.lengths), strict=True):
             latents, tokens = self.perceiver.latents, len(self.perceiver.latents)

@@ -7,27 +7,28 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, StoppingCriteriaList
-from transformers import TextIteratorStreamer
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import HF_MODULES_CACHE
 from transformers.utils import logging as progress
 
 from reading import Reader
 
-try:
-    from spaces import GPU as on_gpu
-except ImportError:
-
-    def on_gpu(function: Callable) -> Callable:
-        """Without Hugging Face's `spaces` there is no GPU to be lent: the function as it is."""
-        return function
-
+# Hugging Face lends a GPU to functions that are marked so; elsewhere there is nothing to mark.
+on_gpu: Callable = import_module("spaces").GPU if find_spec("spaces") else lambda function: function
 
 NEW_TOKENS = 256
 ENCODED_SCANS = 64

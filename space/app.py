@@ -106,7 +106,7 @@ def build(space: Space) -> gr.Blocks:
             shown.then(space.ask, question, said, **asking)
         stop.click(space.stop, None, None, queue=False, **private)
         where.click(space.where, None, [viewer, downloads, notice], **asking)
-        restart.click(space.restart, None, [*seen, chat, downloads], **reading)
+        gr.on([restart.click, chat.clear], space.restart, None, [*seen, chat, downloads], **reading)
         blocks.unload(space.leave)
 
         files, text = gr.File(file_count="multiple", visible=False), gr.Textbox(visible=False)

@@ -54,7 +54,11 @@ class Space:
         """Chips, viewer and facts of the scan that is looked at."""
         stored = session.scans[session.current - 1]
         names = [scan.name for scan in session.scans]
-        return page.chips(names, session.current), self.value(session), page.facts_table(viewing.facts(stored.name, stored.about))
+        return (
+            page.chips(names, session.current),
+            self.value(session),
+            page.facts_table(viewing.facts(stored.name, stored.about)),
+        )
 
     def value(self, session: Session) -> dict[str, Any]:
         """What the viewer is told of the scan that is looked at."""

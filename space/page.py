@@ -61,7 +61,9 @@ CHIPS_JS = "radfmChips(element, trigger); // 'select'"
 
 def notice(words: str, bad: bool = False) -> str:
     """A line that says what happens, or what went wrong."""
-    return f"<p role='{'alert' if bad else 'status'}' class='{'bad' if bad else ''}'>{html.escape(words)}</p>" if words else ""
+    return (
+        f"<p role='{'alert' if bad else 'status'}' class='{'bad' if bad else ''}'>{html.escape(words)}</p>" if words else ""
+    )
 
 
 def chips(names: Sequence[str], current: int) -> str:
@@ -72,7 +74,9 @@ def chips(names: Sequence[str], current: int) -> str:
         " aria-label='Place scan {n} in the question'>+</button></li>"
     )
     items = [
-        chip.format(n=n, name=html.escape(name, quote=True), pressed=str(n == current).lower(), kind="on" if n == current else "")
+        chip.format(
+            n=n, name=html.escape(name, quote=True), pressed=str(n == current).lower(), kind="on" if n == current else ""
+        )
         for n, name in enumerate(names, 1)
     ]
     return f"<ul class='chips' aria-label='Scans'>{''.join(items)}</ul>" if items else ""
@@ -80,7 +84,9 @@ def chips(names: Sequence[str], current: int) -> str:
 
 def facts_table(rows: Sequence[tuple[str, str]]) -> str:
     """What is known of a scan, as a table."""
-    cells = "".join(f"<tr><th scope='row'>{html.escape(what)}</th><td>{html.escape(value)}</td></tr>" for what, value in rows)
+    cells = "".join(
+        f"<tr><th scope='row'>{html.escape(what)}</th><td>{html.escape(value)}</td></tr>" for what, value in rows
+    )
     return f"<table class='facts'>{cells}</table>"
 
 
@@ -97,6 +103,8 @@ def conversation(turns: Sequence[Any]) -> list[dict[str, str]]:
         messages.append({"role": "user", "content": turn.question})
         answer = turn.answer or "…"
         if turn.yes is not None:
-            answer += f"\n\n*yes {turn.yes:.0%} · no {1 - turn.yes:.0%}: how the model weighs these two words; not calibrated*"
+            answer += (
+                f"\n\n*yes {turn.yes:.0%} · no {1 - turn.yes:.0%}: how the model weighs these two words; not calibrated*"
+            )
         messages.append({"role": "assistant", "content": answer})
     return messages

@@ -120,7 +120,12 @@ class Session:
         return [*files, ("overlay (NIfTI)", overlay)] if overlay.exists() else files
 
     def _save(self, model_id: str) -> tuple[Path, Path]:
-        lines = [f"# A conversation with {Path(model_id).name}", "", "For research. No medical device; not for diagnosis.", ""]
+        lines = [
+            f"# A conversation with {Path(model_id).name}",
+            "",
+            "For research. No medical device; not for diagnosis.",
+            "",
+        ]
         for turn in self.turns:
             share = "" if turn.yes is None else f" (yes {turn.yes:.0%}, no {1 - turn.yes:.0%})"
             lines += [f"**Question.** {turn.question}", "", f"**Answer.** {turn.answer}{share}", ""]

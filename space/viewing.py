@@ -1,4 +1,4 @@
-"""Scans as the browser shows them: a NIfTI file for NiiVue, pictures of slices without it, and what may be said of a scan."""
+"""Scans as the browser shows them: NIfTI for NiiVue, pictures of slices without it, and what may be told of a scan."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def write_nifti(scan: Any, file: Path) -> None:
 def _compact(voxels: np.ndarray) -> np.ndarray:
     """Whole numbers in 16 bits where the grey values are whole numbers that fit."""
     low, high = float(voxels.min()), float(voxels.max())
-    if -32768 <= low and high <= 32767 and bool((voxels == np.rint(voxels)).all()):
+    if low >= -32768 and high <= 32767 and bool((voxels == np.rint(voxels)).all()):
         return np.asarray(voxels, dtype=np.int16)
     return np.asarray(voxels, dtype=np.float32)
 
