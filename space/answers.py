@@ -6,6 +6,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -42,6 +43,18 @@ class AnswerError(RuntimeError):
     """Why there is no answer: one sentence that a visitor can read."""
 
 
+@contextmanager
+def told_in_a_sentence() -> Iterator[None]:
+    """Running out of memory becomes an `AnswerError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # A GPU's lack of memory has a class of its own, a CPU's only its words.
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+            raise AnswerError("The model ran out of memory on this: try fewer or smaller scans.") from error
+        raise
+
+
 class Answers:
     """A model, and the image tokens of the scans that it was asked about last."""
 
@@ -68,27 +81,34 @@ class Answers:
             return self._loading.result()
         except torch.OutOfMemoryError as error:
             raise AnswerError(f"The model {self.model_id} does not fit into this machine's memory.") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             logger.warning("%s cannot be loaded: %s", self.model_id, error)
-            raise AnswerError(
-                f"The model {self.model_id} cannot be loaded: set RADFM_MODEL to a folder or a Hub id that holds one."
-            ) from error
+            raise AnswerError(self._missing) from error
 
     @cached_property
     def scan_class(self) -> type:
         """The `Scan` of the model's own repository."""
-        return get_class_from_dynamic_module("scans_radfm.Scan", self.model_id)
+        return self._remote("scans_radfm.Scan")
 
     @cached_property
     def hang(self) -> Callable[[Any], Any]:
         """What turns a scan the way a radiologist hangs it."""
-        return get_class_from_dynamic_module("scan_types_radfm.hang", self.model_id)
+        return self._remote("scan_types_radfm.hang")
 
     @cached_property
     def reader(self) -> Reader:
         """Where the model's own repository has `load_scan`, once it is fetched."""
-        load_scan = get_class_from_dynamic_module("scans_radfm.load_scan", self.model_id)
-        return Reader(str(HF_MODULES_CACHE), load_scan.__module__)
+        return Reader(str(HF_MODULES_CACHE), self._remote("scans_radfm.load_scan").__module__)
+
+    def _remote(self, name: str) -> Any:
+        try:
+            return get_class_from_dynamic_module(name, self.model_id)
+        except OSError as error:
+            raise AnswerError(self._missing) from error
+
+    @property
+    def _missing(self) -> str:
+        return f"The model {self.model_id} cannot be loaded: set RADFM_MODEL to a folder or a Hub id that holds one."
 
     def features(self, scans: Sequence[tuple[str, Callable[[], Any]]]) -> list[torch.Tensor]:
         """The image tokens of scans, given as (content's hash, how to load it); only what is new is encoded."""
@@ -96,10 +116,10 @@ class Answers:
         for key, load in scans:
             feature = self._features.get(key)
             if feature is None:
-                pixel_values = self.pixel_values(load())
-                feature = self._sentence_for_memory(lambda pixels=pixel_values: self._encode(pixels))
+                with told_in_a_sentence():
+                    feature = self._encode(self.pixel_values(load()))
+            self._features.pop(key, None)
             self._features[key] = feature
-            self._features.move_to_end(key)
             found.append(feature)
         while len(self._features) > ENCODED_SCANS:
             self._features.popitem(last=False)
@@ -116,22 +136,18 @@ class Answers:
 
     def stream(self, messages: list[Message], features: list[torch.Tensor], stop: Path) -> Iterator[str]:
         """The answer so far, again and again, until it is complete or the file `stop` exists."""
-        yield from self._sentence_for_memory(lambda: self._speak(messages, features, stop))
+        with told_in_a_sentence():
+            yield from self._speak(messages, features, stop)
 
     def yes(self, messages: list[Message], features: list[torch.Tensor]) -> float:
         """Of the answers "yes" and "no", the probability that the model gives to "yes"."""
-        return self._sentence_for_memory(lambda: self._yes(messages, features))
+        with told_in_a_sentence():
+            return self._yes(messages, features)
 
     def attention(self, scan: Any) -> torch.Tensor:
         """The Perceiver's attention over a scan's patches: (rows, columns, depths)."""
-        pixel_values = self.pixel_values(scan)
-        return self._sentence_for_memory(lambda: self._attend(pixel_values))
-
-    def _sentence_for_memory(self, work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except torch.OutOfMemoryError as error:
-            raise AnswerError("The model ran out of memory on this: try fewer or smaller scans.") from error
+        with told_in_a_sentence():
+            return self._attend(self.pixel_values(scan))
 
     def _inputs(self, messages: list[Message]) -> Any:
         model, processor = self.loaded

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # Gradio reads where to keep uploads, and whether to phone home, when it is imported.
 WORK = Path(tempfile.mkdtemp(prefix="radfm-space-"))
@@ -24,8 +25,8 @@ HERE = Path(__file__).parent
 MODEL = os.environ.get("RADFM_MODEL", str(HERE.parent))
 UPLOAD_BYTES = int(os.environ.get("RADFM_UPLOAD_BYTES", str(1 << 30)))
 WAITING = int(os.environ.get("RADFM_QUEUE", "64"))
-# An upload is read at once; its file goes between so many seconds later and half a minute more.
-UPLOAD_SECONDS = 120
+# An upload is read at once. Its file is swept away at the next sweep after so many seconds.
+UPLOAD_SECONDS, SWEEP_SECONDS = 120, 15
 
 TASKS = {
     "Modality": "Which imaging modality is this?",
@@ -38,7 +39,8 @@ TASKS = {
 
 def build(space: Space) -> gr.Blocks:
     """The page and its API."""
-    with gr.Blocks(title="RadFM", analytics_enabled=False, delete_cache=(30, UPLOAD_SECONDS), fill_width=True) as blocks:
+    sweep = SWEEP_SECONDS, UPLOAD_SECONDS
+    with gr.Blocks(title="RadFM", analytics_enabled=False, delete_cache=sweep, fill_width=True) as blocks:
         gr.HTML(page.TITLE, elem_id="title", padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=340):
@@ -89,9 +91,18 @@ def build(space: Space) -> gr.Blocks:
                     restart = gr.Button("New conversation", size="sm", elem_id="restart")
                 downloads = gr.HTML(elem_id="downloads")
 
-        private = {"api_visibility": "private", "show_progress": "hidden"}
-        asking = {"concurrency_id": "model", "concurrency_limit": 1, **private}
-        reading = {"concurrency_id": "reading", "concurrency_limit": 4, **private}
+        # First, because the events below would take its name.
+        files, text = (
+            gr.File(label="Scans", file_count="multiple", visible=False),
+            gr.Textbox(label="Question", visible=False),
+        )
+        gr.Button(visible=False).click(
+            space.answer, [files, text], gr.JSON(visible=False), api_name="ask", concurrency_limit=4
+        )
+
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        asking: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, **private}
+        reading: dict[str, Any] = {"concurrency_id": "reading", "concurrency_limit": 4, **private}
         seen = [notice, drop, chips, viewer, facts]
         said = [chat, question, send, stop, downloads]
 
@@ -108,11 +119,6 @@ def build(space: Space) -> gr.Blocks:
         where.click(space.where, None, [viewer, downloads, notice], **asking)
         gr.on([restart.click, chat.clear], space.restart, None, [*seen, chat, downloads], **reading)
         blocks.unload(space.leave)
-
-        files, text = gr.File(file_count="multiple", visible=False), gr.Textbox(visible=False)
-        gr.Button(visible=False).click(
-            space.answer, [files, text], gr.JSON(visible=False), api_name="ask", concurrency_limit=4
-        )
     return blocks
 
 

@@ -37,7 +37,10 @@ class Space:
         yield page.notice(f"Reading {paths[0].name}{more} …"), KEEP, KEEP, KEEP, KEEP
         session = self.session(request)
         known = len(session.scans)
-        refused = session.read(paths, self.answers)
+        try:
+            refused = session.read(paths, self.answers)
+        except AnswerError as error:
+            refused = [str(error)]
         said = page.notice(" ".join(refused), bad=True)
         if len(session.scans) == known:
             yield said, None, KEEP, KEEP, KEEP
@@ -145,7 +148,7 @@ class Space:
             question: what to ask, in English; [1] in it is the place of the first scan.
 
         Returns:
-            model, question, answer, scans (path, modality, shape, spacing) and seconds.
+            model, question, answer, yes (its probability against no), scans (name, modality, shape, spacing) and seconds.
         """
         start = time.monotonic()
         session = self.sessions.new()

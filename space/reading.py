@@ -176,7 +176,7 @@ def _store(scan: Any, folder: Path) -> None:
         "warnings": list(scan.warnings),
         "range": [float(voxels.min()), float(voxels.max())],
     }
-    content = hashlib.sha256(voxels)
+    content = hashlib.sha256(voxels.data)
     content.update(json.dumps(about).encode())
     (folder / "scan.json").write_text(json.dumps({**about, "key": content.hexdigest()}))
 

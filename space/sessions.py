@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,21 @@ class Session:
         """Read files into scans; a sentence for each that is none."""
         drop = self.folder / secrets.token_hex(4)
         drop.mkdir()
-        links = []
+        links, gone = [], []
         for number, file in enumerate(files):
             link = drop / file.name
             if link.exists():
                 link = drop / f"{number}-{file.name}"
-            _link(file, link)
-            links.append(link)
+            try:
+                _link(file, link)
+                links.append(link)
+            except FileNotFoundError:
+                gone.append(f"{file.name}: had to wait too long to be read; drop it again.")
         scans, refused = read(links, drop / "scans", answers.reader)
         for link in links:
             link.unlink(missing_ok=True)
         self.scans += scans
-        return refused
+        return gone + refused
 
     def ask(self, question: str, answers: Answers) -> Iterator[Turn]:
         """The turn with more and more of its answer."""
@@ -79,7 +83,7 @@ class Session:
         asked_about = self.asked_about + placed
         message = {"role": "user", "content": [{k: v for k, v in part.items() if k != "scan"} for part in content]}
         messages = [*self.messages, message]
-        features = answers.features([(scan.about["key"], lambda s=scan: s.load(answers.scan_class)) for scan in asked_about])
+        features = answers.features([(scan.about["key"], partial(scan.load, answers.scan_class)) for scan in asked_about])
         for turn.answer in answers.stream(messages, features, self.stop):
             yield turn
         if turn.answer.lower().strip(". ") in ("yes", "no"):
@@ -179,13 +183,15 @@ class Sessions:
 
 
 def described(scan: Stored) -> dict[str, Any]:
-    """A scan as `radfm ask --json` describes it."""
+    """What JSON tells of a scan. Not under "path", which Gradio's client would take for a file to fetch."""
     about = scan.about
-    return {"path": scan.name, "modality": about["modality"], "shape": about["shape"], "spacing": about["spacing"]}
+    return {"name": scan.name, "modality": about["modality"], "shape": about["shape"], "spacing": about["spacing"]}
 
 
 def _link(file: Path, link: Path) -> None:
     try:
         link.hardlink_to(file)
+    except FileNotFoundError:
+        raise
     except OSError:
         shutil.copy(file, link)
