@@ -3,7 +3,11 @@
 import atexit
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ HERE = Path(__file__).parent
 MODEL = os.environ.get("RADFM_MODEL", str(HERE.parent))
 UPLOAD_BYTES = int(os.environ.get("RADFM_UPLOAD_BYTES", str(1 << 30)))
 WAITING = int(os.environ.get("RADFM_QUEUE", "64"))
-# An upload is read at once. Its file is swept away at the next sweep after so many seconds.
+# An upload is read at once; its file goes with the next sweep after so many seconds.
 UPLOAD_SECONDS, SWEEP_SECONDS = 120, 15
 
 TASKS = {
@@ -39,8 +43,7 @@ TASKS = {
 
 def build(space: Space) -> gr.Blocks:
     """The page and its API."""
-    sweep = SWEEP_SECONDS, UPLOAD_SECONDS
-    with gr.Blocks(title="RadFM", analytics_enabled=False, delete_cache=sweep, fill_width=True) as blocks:
+    with gr.Blocks(title="RadFM", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(page.TITLE, elem_id="title", padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=340):
@@ -122,10 +125,18 @@ def build(space: Space) -> gr.Blocks:
     return blocks
 
 
+def _sweep(space: Space) -> None:
+    while True:
+        time.sleep(SWEEP_SECONDS)
+        space.sessions.sweep(UPLOAD_SECONDS)
+
+
 def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> tuple[gr.Blocks, str]:
     """Start the Space and load its model; returns when it is stopped, or at once without `wait`: the page, its address."""
     gr.set_static_paths([page.STATIC])
-    blocks = build(Space(Answers(model_id), WORK / "sessions"))
+    space = Space(Answers(model_id), WORK)
+    threading.Thread(target=_sweep, args=(space,), daemon=True).start()
+    blocks = build(space)
     blocks.queue(max_size=WAITING)
     has_mcp = find_spec("mcp") is not None
     if not has_mcp:
@@ -151,4 +162,6 @@ def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> 
 
 
 if __name__ == "__main__":
+    # Stopped by the machine, it still cleans up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     serve()

@@ -22,9 +22,9 @@ KEEP = gr.skip()
 class Space:
     """What happens when a visitor does something; each handler takes the request to know whose session it is."""
 
-    def __init__(self, answers: Answers, folder: Path):
+    def __init__(self, answers: Answers, work: Path):
         self.answers = answers
-        self.sessions = Sessions(folder, answers)
+        self.sessions = Sessions(work, answers)
 
     def session(self, request: gr.Request) -> Session:
         """The visitor's own."""

@@ -151,10 +151,10 @@ class Session:
 
 
 class Sessions:
-    """The visitors who are here."""
+    """The visitors who are here; their folders lie in `sessions`, what the browser sent in `uploads`."""
 
-    def __init__(self, folder: Path, answers: Answers):
-        self.folder, self.answers = folder, answers
+    def __init__(self, work: Path, answers: Answers):
+        self.folder, self.uploads, self.answers = work / "sessions", work / "uploads", answers
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
@@ -163,15 +163,12 @@ class Sessions:
         return Session(self.folder / secrets.token_urlsafe(16))
 
     def of(self, visitor: str) -> Session:
-        """A visitor's session; visitors who have not been heard of for an hour are forgotten."""
+        """A visitor's session."""
         with self._lock:
-            now = time.monotonic()
-            for other in [name for name, session in self._sessions.items() if now - session.used > IDLE_SECONDS]:
-                self._sessions.pop(other).close(self.answers)
             if visitor not in self._sessions:
                 self._sessions[visitor] = self.new()
             session = self._sessions[visitor]
-            session.used = now
+            session.used = time.monotonic()
             return session
 
     def end(self, visitor: str) -> None:
@@ -180,6 +177,16 @@ class Sessions:
             session = self._sessions.pop(visitor, None)
         if session is not None:
             session.close(self.answers)
+
+    def sweep(self, upload_seconds: float) -> None:
+        """Delete uploads older than so many seconds, broken off or not, and forget visitors unheard of for an hour."""
+        for file in self.uploads.rglob("*"):
+            if file.is_file() and time.time() - file.stat().st_mtime > upload_seconds:
+                file.unlink(missing_ok=True)
+        with self._lock:
+            idle = [name for name, session in self._sessions.items() if time.monotonic() - session.used > IDLE_SECONDS]
+        for visitor in idle:
+            self.end(visitor)
 
 
 def described(scan: Stored) -> dict[str, Any]:
