@@ -133,6 +133,9 @@ def _sweep(space: Space) -> None:
 
 def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> tuple[gr.Blocks, str]:
     """Start the Space and load its model; returns when it is stopped, or at once without `wait`: the page, its address."""
+    if wait:
+        # Stopped by the machine, it still deletes what it holds.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     gr.set_static_paths([page.STATIC])
     space = Space(Answers(model_id), WORK)
     threading.Thread(target=_sweep, args=(space,), daemon=True).start()
@@ -162,6 +165,4 @@ def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> 
 
 
 if __name__ == "__main__":
-    # Stopped by the machine, it still cleans up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     serve()

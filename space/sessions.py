@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -181,8 +182,9 @@ class Sessions:
     def sweep(self, upload_seconds: float) -> None:
         """Delete uploads older than so many seconds, broken off or not, and forget visitors unheard of for an hour."""
         for file in self.uploads.rglob("*"):
-            if file.is_file() and time.time() - file.stat().st_mtime > upload_seconds:
-                file.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if file.is_file() and time.time() - file.stat().st_mtime > upload_seconds:
+                    file.unlink()
         with self._lock:
             idle = [name for name, session in self._sessions.items() if time.monotonic() - session.used > IDLE_SECONDS]
         for visitor in idle:
