@@ -65,7 +65,7 @@ def build(space: Space) -> gr.Blocks:
                     apply_default_css=False,
                 )
                 with gr.Accordion("About this scan", open=False):
-                    facts = gr.HTML("<p>No scan yet.</p>", elem_id="facts")
+                    facts = gr.HTML("No scan yet.", elem_id="facts", apply_default_css=False)
             with gr.Column(scale=5, min_width=340):
                 chips = gr.HTML(js_on_load=page.CHIPS_JS, head=page.HEAD, elem_id="chips", apply_default_css=False)
                 chat = gr.Chatbot(
@@ -79,7 +79,7 @@ def build(space: Space) -> gr.Blocks:
                     question = gr.Textbox(
                         show_label=False,
                         label="Question",
-                        placeholder="Ask about the scan; [1] is the place of scan 1",
+                        placeholder="Ask about your scans",
                         elem_id="question",
                         container=False,
                         scale=6,
@@ -106,11 +106,11 @@ def build(space: Space) -> gr.Blocks:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         asking: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, **private}
         reading: dict[str, Any] = {"concurrency_id": "reading", "concurrency_limit": 4, **private}
-        seen = [notice, drop, chips, viewer, facts]
+        seen = [notice, drop, chips, viewer, facts, downloads]
         said = [chat, question, send, stop, downloads]
 
         drop.upload(space.show, drop, seen, **reading)
-        chips.select(space.select, None, [chips, viewer, facts], **reading)
+        chips.select(space.select, None, [chips, viewer, facts, downloads], **reading)
         viewer.flat(space.flat, None, viewer, **reading)
         gr.on([question.submit, send.click], space.ask, question, said, **asking)
         for button in tasks:
@@ -120,7 +120,7 @@ def build(space: Space) -> gr.Blocks:
             shown.then(space.ask, question, said, **asking)
         stop.click(space.stop, None, None, queue=False, **private)
         where.click(space.where, None, [viewer, downloads, notice], **asking)
-        gr.on([restart.click, chat.clear], space.restart, None, [*seen, chat, downloads], **reading)
+        gr.on([restart.click, chat.clear], space.restart, None, [*seen, chat], **reading)
         blocks.unload(space.leave)
     return blocks
 

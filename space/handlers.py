@@ -31,10 +31,10 @@ class Space:
         return self.sessions.of(request.session_hash or "")
 
     def show(self, files: list[str] | None, request: gr.Request) -> Iterator[tuple]:
-        """Read dropped files → notice, drop zone, chips, viewer, facts."""
+        """Read dropped files → notice, drop zone, chips, viewer, facts, downloads."""
         paths = [Path(file) for file in files or []]
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        yield page.notice(f"Reading {paths[0].name}{more} …"), KEEP, KEEP, KEEP, KEEP
+        yield page.notice(f"Reading {paths[0].name}{more} …"), *[KEEP] * 5
         session = self.session(request)
         known = len(session.scans)
         try:
@@ -43,7 +43,7 @@ class Space:
             refused = [str(error)]
         said = page.notice(" ".join(refused), bad=True)
         if len(session.scans) == known:
-            yield said, None, KEEP, KEEP, KEEP
+            yield said, None, *[KEEP] * 4
         else:
             session.current = len(session.scans)
             yield said, None, *self.look(session)
@@ -54,14 +54,15 @@ class Space:
             yield *outputs, EXAMPLES[label].question
 
     def look(self, session: Session) -> tuple:
-        """Chips, viewer and facts of the scan that is looked at."""
+        """Chips, viewer, facts and downloads of the scan that is looked at."""
         stored = session.scans[session.current - 1]
         names = [scan.name for scan in session.scans]
-        return (
-            page.chips(names, session.current),
-            self.value(session),
-            page.facts_table(viewing.facts(stored.name, stored.about)),
-        )
+        facts = page.facts_table(viewing.facts(stored.name, stored.about))
+        return page.chips(names, session.current), self.value(session), facts, self.downloads(session)
+
+    def downloads(self, session: Session) -> str:
+        """Links to what can be taken along."""
+        return page.downloads(session.downloads(self.answers.model_id))
 
     def value(self, session: Session) -> dict[str, Any]:
         """What the viewer is told of the scan that is looked at."""
@@ -70,10 +71,10 @@ class Space:
         return viewing.viewer_value(session.current, stored, scan, self.answers.hang(scan), page.address)
 
     def select(self, event: gr.EventData, request: gr.Request) -> tuple:
-        """Another chip → chips, viewer, facts."""
+        """Another chip → chips, viewer, facts, downloads."""
         session = self.session(request)
         if not 1 <= event.number <= len(session.scans):
-            return KEEP, KEEP, KEEP
+            return KEEP, KEEP, KEEP, KEEP
         session.current = event.number
         return self.look(session)
 
@@ -110,7 +111,7 @@ class Space:
         except AnswerError as error:
             yield page.conversation([*session.turns, Turn(turn.question, str(error))]), question, *idle, KEEP
             return
-        yield page.conversation(session.turns), "", *idle, page.downloads(session.downloads(self.answers.model_id))
+        yield page.conversation(session.turns), "", *idle, self.downloads(session)
 
     def stop(self, request: gr.Request) -> None:
         """End the answer that is being given."""
@@ -129,12 +130,12 @@ class Space:
             return KEEP, KEEP, page.notice(str(error), bad=True)
         values, affine = overlay.on_the_scan(attention, scan, self.answers.loaded[1].image_processor)
         overlay.write(values, affine, stored.folder / "overlay.nii.gz")
-        return self.value(session), page.downloads(session.downloads(self.answers.model_id)), ""
+        return self.value(session), self.downloads(session), ""
 
     def restart(self, request: gr.Request) -> tuple:
-        """Forget scans and conversation → notice, drop zone, chips, viewer, facts, chat, downloads."""
+        """Forget scans and conversation → notice, drop zone, chips, viewer, facts, downloads, chat."""
         self.sessions.end(request.session_hash or "")
-        return "", None, "", None, "", [], ""
+        return "", None, "", None, "", "", []
 
     def leave(self, request: gr.Request) -> None:
         """The visitor is gone."""

@@ -32,9 +32,9 @@ VIEWER = """
     </div>
     <label>Window <select data-part="window" disabled></select></label>
     <div class="group">
-      <button type="button" data-part="drag" aria-pressed="false"
+      <button type="button" data-part="drag" aria-pressed="false" disabled
         title="Drag with the left button to change the window; the right button always does">Drag window</button>
-      <button type="button" data-part="invert" aria-pressed="false">Invert</button>
+      <button type="button" data-part="invert" aria-pressed="false" disabled>Invert</button>
     </div>
   </div>
   <div class="stage" data-part="stage">
@@ -50,7 +50,7 @@ VIEWER = """
   </div>
   <div class="line" data-part="overlay-row" hidden>
     <label>Overlay <input type="range" min="0" max="100" value="45" data-part="opacity"></label>
-    <span>The Perceiver's attention, one value a patch, where it is above the mean; no explanation of an answer.</span>
+    <span data-part="caption"></span>
   </div>
   <p class="where" data-part="where" aria-live="off"></p>
 </section>

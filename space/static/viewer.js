@@ -11,7 +11,7 @@
       this.scan = null;
       this.queue = Promise.resolve();
       const find = (name) => element.querySelector(`[data-part=${name}]`);
-      for (const name of ["stage", "canvas", "picture", "empty", "slice", "index", "window", "invert", "drag", "where"]) {
+      for (const name of ["stage", "canvas", "picture", "empty", "slice", "index", "window", "invert", "drag", "where", "caption"]) {
         this[name] = find(name);
       }
       this.letters = [...element.querySelectorAll("[data-letter]")];
@@ -32,6 +32,7 @@
         crosshairColor: [0.25, 0.75, 0.8, 0.9],
         crosshairWidth: 1,
         fontColor: [0.95, 0.97, 1, 1],
+        isForceMouseClickToVoxelCenters: true,
         dragAndDropEnabled: false,
         isColorbar: false,
         multiplanarShowRender: 0,
@@ -90,6 +91,11 @@
       if (!same) await this.loadVolume(scan);
       if (scan.overlay && !(same && before.overlay)) await this.loadOverlay(scan);
       this.overlayRow.hidden = !scan.overlay;
+      if (scan.overlay) {
+        this.caption.textContent =
+          "The Perceiver's attention, one value a patch, where it is above the mean patch; brightest is " +
+          `${scan.brightest.toFixed(1)} times the mean. It explains no answer.`;
+      }
       this.element.querySelector("[data-part=viewer]").dataset.shows = String(scan.number);
     }
 
@@ -104,7 +110,8 @@
       this.window.replaceChildren(...scan.windows.map(({ name }, i) => new Option(name, String(i))));
       this.window.disabled = scan.windows.length === 0;
       this.drag.disabled = scan.windows.length === 0 || !this.gl;
-      this.invert.setAttribute("aria-pressed", "false");
+      this.invert.disabled = false;
+      this.setInverted(false);
       for (const button of this.planes) button.disabled = !scan.volume || !this.gl;
       for (const letter of this.letters) letter.textContent = this.gl ? "" : scan.letters[letter.dataset.letter] || "";
       this.say("");
@@ -115,6 +122,8 @@
       const range = first ? { cal_min: first.low, cal_max: first.high } : {};
       await this.niivue.loadVolumes([{ url: scan.url, name: scan.file, colormap: "gray", ...range }]);
       this.niivue.setIsOrientationTextVisible(scan.placed);
+      const [, ...sizes] = this.niivue.volumes[0].dimsRAS;
+      sizes.forEach((n, axis) => (this.niivue.scene.crosshairPos[axis] = (Math.floor(n / 2) + 0.5) / n));
       this.setPlane(scan.plane);
       this.niivue.createOnLocationChange();
     }
@@ -217,7 +226,7 @@
     setInverted(inverted) {
       this.invert.setAttribute("aria-pressed", String(inverted));
       this.picture.classList.toggle("inverted", inverted);
-      if (!this.gl || !this.scan) return;
+      if (!this.gl || !this.niivue.volumes.length) return;
       this.niivue.volumes[0].colormapInvert = inverted;
       this.niivue.updateGLVolume();
     }
