@@ -86,7 +86,7 @@
       if (!scan) return this.clear();
       const same = before && before.url === scan.url;
       if (!same) this.prepare(scan);
-      if (!this.gl) return this.showFlat(scan, same);
+      if (!this.gl) return this.showFlat(scan, same && Boolean(before.pictures));
       await this.ready;
       if (!same) await this.loadVolume(scan);
       if (scan.overlay && !(same && before.overlay)) await this.loadOverlay(scan);
