@@ -3,11 +3,10 @@
 import logging
 import math
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +21,9 @@ from transformers import (
     StoppingCriteriaList,
     TextIteratorStreamer,
 )
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.utils import HF_MODULES_CACHE
 from transformers.utils import logging as progress
 
-from reading import Reader
+from repository import AnswerError, Repository
 
 # Hugging Face lends a GPU to functions that are marked so; elsewhere there is nothing to mark.
 on_gpu: Callable = import_module("spaces").GPU if find_spec("spaces") else lambda function: function
@@ -37,10 +34,6 @@ SECONDS_A_TOKEN = 120.0
 logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
-
-
-class AnswerError(RuntimeError):
-    """Why there is no answer: one sentence that a visitor can read."""
 
 
 @contextmanager
@@ -58,77 +51,59 @@ def told_in_a_sentence() -> Iterator[None]:
 class Answers:
     """A model, and the image tokens of the scans that it was asked about last."""
 
-    def __init__(self, model_id: str):
-        """Start loading `model_id`, a folder or a Hub id, and return at once."""
-        self.model_id = model_id
-        self._features: OrderedDict[str, torch.Tensor] = OrderedDict()
+    def __init__(self, repository: Repository):
+        """Load the model. Whatever went wrong with that, `loaded` says it."""
+        self._features: OrderedDict[str, tuple[float, torch.Tensor]] = OrderedDict()
         self._turn = Lock()
-        self._loading = ThreadPoolExecutor(1).submit(self._load)
+        self._repository = repository
+        self._failure: Exception | None = None
+        try:
+            self._loaded = self._load(repository.model_id)
+        except (OSError, ValueError, ImportError, torch.OutOfMemoryError) as error:
+            logger.warning("%s cannot be loaded: %s", repository.model_id, error)
+            self._failure = error
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self, model_id: str) -> tuple[Any, Any]:
         if not sys.stderr.isatty():
             progress.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float32 if device == "cpu" else "auto"
-        processor = AutoProcessor.from_pretrained(self.model_id, trust_remote_code=True)
-        model = AutoModelForImageTextToText.from_pretrained(self.model_id, trust_remote_code=True, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
+        model = AutoModelForImageTextToText.from_pretrained(model_id, trust_remote_code=True, dtype=dtype)
         return model.eval().to(device), processor
 
-    @cached_property
-    def loaded(self) -> tuple[Any, Any]:
-        """Model and processor, as soon as they are there. Raises `AnswerError` where they cannot be had."""
-        try:
-            return self._loading.result()
-        except torch.OutOfMemoryError as error:
-            raise AnswerError(f"The model {self.model_id} does not fit into this machine's memory.") from error
-        except (OSError, ValueError, ImportError) as error:
-            logger.warning("%s cannot be loaded: %s", self.model_id, error)
-            raise AnswerError(self._missing) from error
-
-    @cached_property
-    def scan_class(self) -> type:
-        """The `Scan` of the model's own repository."""
-        return self._remote("scans_radfm.Scan")
-
-    @cached_property
-    def hang(self) -> Callable[[Any], Any]:
-        """What turns a scan the way a radiologist hangs it."""
-        return self._remote("scan_types_radfm.hang")
-
-    @cached_property
-    def reader(self) -> Reader:
-        """Where the model's own repository has `load_scan`, once it is fetched."""
-        return Reader(str(HF_MODULES_CACHE), self._remote("scans_radfm.load_scan").__module__)
-
-    def _remote(self, name: str) -> Any:
-        try:
-            return get_class_from_dynamic_module(name, self.model_id)
-        except OSError as error:
-            raise AnswerError(self._missing) from error
-
     @property
-    def _missing(self) -> str:
-        return f"The model {self.model_id} cannot be loaded: set RADFM_MODEL to a folder or a Hub id that holds one."
+    def loaded(self) -> tuple[Any, Any]:
+        """Model and processor. Raises `AnswerError` where they cannot be had."""
+        if isinstance(self._failure, torch.OutOfMemoryError):
+            raise AnswerError(f"The model {self._repository.model_id} does not fit into this machine's memory.")
+        if self._failure is not None:
+            raise AnswerError(self._repository.missing)
+        return self._loaded
 
     def features(self, scans: Sequence[tuple[str, Callable[[], Any]]]) -> list[torch.Tensor]:
         """The image tokens of scans, given as (content's hash, how to load it); only what is new is encoded."""
         found = []
         for key, load in scans:
-            feature = self._features.get(key)
+            _, feature = self._features.pop(key, (0.0, None))
             if feature is None:
                 with told_in_a_sentence():
                     feature = self._encode(self.pixel_values(load()))
-            self._features.pop(key, None)
-            self._features[key] = feature
+            self._features[key] = time.monotonic(), feature
             found.append(feature)
         while len(self._features) > ENCODED_SCANS:
             self._features.popitem(last=False)
         return found
 
-    def forget(self, keys: Sequence[str]) -> None:
-        """Drop what was kept of scans."""
-        for key in keys:
-            self._features.pop(key, None)
+    def knows(self, key: str) -> bool:
+        """Whether a scan's image tokens are at hand."""
+        return key in self._features
+
+    def forget(self, seconds: float) -> None:
+        """Drop the image tokens of scans that nobody asked about for so long."""
+        for key, (used, _) in list(self._features.items()):
+            if time.monotonic() - used > seconds:
+                self._features.pop(key, None)
 
     def pixel_values(self, scan: Any) -> torch.Tensor:
         """What the model sees of a scan: (C, H, W, D)."""

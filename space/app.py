@@ -21,7 +21,6 @@ atexit.register(shutil.rmtree, WORK, ignore_errors=True)
 import gradio as gr  # noqa: E402
 
 import page  # noqa: E402
-from answers import Answers  # noqa: E402
 from examples import EXAMPLES  # noqa: E402
 from handlers import Space  # noqa: E402
 
@@ -128,7 +127,7 @@ def build(space: Space) -> gr.Blocks:
 def _sweep(space: Space) -> None:
     while True:
         time.sleep(SWEEP_SECONDS)
-        space.sessions.sweep(UPLOAD_SECONDS)
+        space.sweep(UPLOAD_SECONDS)
 
 
 def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> tuple[gr.Blocks, str]:
@@ -137,7 +136,7 @@ def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> 
         # Stopped by the machine, it still deletes what it holds.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     gr.set_static_paths([page.STATIC])
-    space = Space(Answers(model_id), WORK)
+    space = Space(model_id, WORK)
     threading.Thread(target=_sweep, args=(space,), daemon=True).start()
     blocks = build(space)
     blocks.queue(max_size=WAITING)

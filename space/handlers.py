@@ -1,8 +1,10 @@
 """What happens on the page and in the API when a visitor does something."""
 
+import hashlib
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,36 @@ import gradio as gr
 import overlay
 import page
 import viewing
-from answers import AnswerError, Answers
 from examples import EXAMPLES
+from reading import Stored
+from repository import AnswerError, Repository
 from sessions import Session, Sessions, Turn, described
 
 NO_SCAN = "Drop a scan first, or take an example."
 KEEP = gr.skip()
+REMEMBER_SECONDS = 600.0
 
 
 class Space:
     """What happens when a visitor does something; each handler takes the request to know whose session it is."""
 
-    def __init__(self, answers: Answers, work: Path):
-        self.answers = answers
-        self.sessions = Sessions(work, answers)
+    def __init__(self, model_id: str, work: Path):
+        """Start loading the model, beside which the page can be opened and scans be read."""
+        self.repository = Repository(model_id)
+        self.sessions = Sessions(work)
+        self._answers = ThreadPoolExecutor(1).submit(self._load)
+        self._read_before: dict[str, list[Stored]] = {}
+
+    def _load(self) -> Any:
+        # torch takes seconds to import.
+        from answers import Answers
+
+        return Answers(self.repository)
+
+    @property
+    def answers(self) -> Any:
+        """The model, as soon as it is there."""
+        return self._answers.result()
 
     def session(self, request: gr.Request) -> Session:
         """The visitor's own."""
@@ -38,7 +56,7 @@ class Space:
         session = self.session(request)
         known = len(session.scans)
         try:
-            refused = session.read(paths, self.answers)
+            refused = session.read(paths, self.repository.reader)
         except AnswerError as error:
             refused = [str(error)]
         said = page.notice(" ".join(refused), bad=True)
@@ -62,13 +80,13 @@ class Space:
 
     def downloads(self, session: Session) -> str:
         """Links to what can be taken along."""
-        return page.downloads(session.downloads(self.answers.model_id))
+        return page.downloads(session.downloads(self.repository.model_id))
 
     def value(self, session: Session) -> dict[str, Any]:
         """What the viewer is told of the scan that is looked at."""
         stored = session.scans[session.current - 1]
-        scan = stored.load(self.answers.scan_class)
-        return viewing.viewer_value(session.current, stored, scan, self.answers.hang(scan), page.address)
+        scan = stored.load(self.repository.scan_class)
+        return viewing.viewer_value(session.current, stored, scan, self.repository.hang(scan), page.address)
 
     def select(self, event: gr.EventData, request: gr.Request) -> tuple:
         """Another chip → chips, viewer, facts, downloads."""
@@ -88,7 +106,7 @@ class Space:
         value = self.value(session)
         first = value["windows"][0] if value["windows"] else {"low": 0.0, "high": 255.0}
         low, high = (event._data.get(end, first[end]) for end in ("low", "high"))
-        hung = self.answers.hang(stored.load(self.answers.scan_class))
+        hung = self.repository.hang(stored.load(self.repository.scan_class))
         pictures = viewing.draw_slices(hung, (low, high), stored.folder / f"slices-{low:g}-{high:g}")
         return {**value, "pictures": [page.address(file) for file in pictures]}
 
@@ -105,7 +123,7 @@ class Space:
         idle = gr.update(interactive=True), gr.update(interactive=False)
         turn = Turn(question)
         try:
-            for turn in session.ask(question, self.answers):
+            for turn in session.ask(question, self.answers, self.repository.scan_class):
                 earlier = [other for other in session.turns if other is not turn]
                 yield page.conversation([*earlier, turn]), "", *busy, KEEP
         except AnswerError as error:
@@ -123,13 +141,14 @@ class Space:
         if not session.scans:
             return KEEP, KEEP, page.notice(NO_SCAN, bad=True)
         stored = session.scans[session.current - 1]
-        scan = stored.load(self.answers.scan_class)
+        scan = stored.load(self.repository.scan_class)
         try:
             attention = self.answers.attention(scan).numpy()
         except AnswerError as error:
             return KEEP, KEEP, page.notice(str(error), bad=True)
         values, affine = overlay.on_the_scan(attention, scan, self.answers.loaded[1].image_processor)
         overlay.write(values, affine, stored.folder / "overlay.nii.gz")
+        stored.about["brightest"] = float(values.max())
         return self.value(session), self.downloads(session), ""
 
     def restart(self, request: gr.Request) -> tuple:
@@ -140,6 +159,15 @@ class Space:
     def leave(self, request: gr.Request) -> None:
         """The visitor is gone."""
         self.sessions.end(request.session_hash or "")
+
+    def sweep(self, upload_seconds: float) -> None:
+        """Delete old uploads, and forget the scans that nobody asked about for a while."""
+        self.sessions.sweep(upload_seconds)
+        if self._answers.done():
+            self.answers.forget(REMEMBER_SECONDS)
+            for content, scans in list(self._read_before.items()):
+                if not all(self.answers.knows(scan.about["key"]) for scan in scans):
+                    self._read_before.pop(content)
 
     def answer(self, files: list[str], question: str) -> dict[str, Any]:
         """Ask about radiology scans: DICOM, a zipped DICOM series, NIfTI or pictures.
@@ -154,12 +182,19 @@ class Space:
         start = time.monotonic()
         session = self.sessions.new()
         try:
-            refused = session.read([Path(file) for file in files or []], self.answers)
+            paths = [Path(file) for file in files or []]
+            content = _content(paths)
+            known = self._read_before.get(content, [])
+            if known and all(self.answers.knows(scan.about["key"]) for scan in known):
+                session.scans, refused = known, []
+            else:
+                refused = session.read(paths, self.repository.reader)
             if refused or not session.scans:
                 raise gr.Error(" ".join(refused) or NO_SCAN, print_exception=False)
-            *_, turn = session.ask(question, self.answers)
+            *_, turn = session.ask(question, self.answers, self.repository.scan_class)
+            self._read_before[content] = session.scans
             return {
-                "model": Path(self.answers.model_id).name,
+                "model": Path(self.repository.model_id).name,
                 "question": question,
                 "answer": turn.answer,
                 "yes": turn.yes,
@@ -170,3 +205,14 @@ class Space:
             raise gr.Error(str(error), print_exception=False) from error
         finally:
             shutil.rmtree(session.folder, ignore_errors=True)
+
+
+def _content(files: list[Path]) -> str:
+    """A hash of files' names and bytes."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0".encode())
+        if file.exists():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,6 +1,6 @@
 """Files → scans, in a process of their own: a codec that crashes, hangs or eats memory takes nothing else with it.
 
-The parent calls `read`; the child is this same file run as a script. Scans come back as files: `voxels.npy` and `scan.json`.
+The parent calls `read`; the child is this same file run as a script. Voxels come back as a file.
 """
 
 import json
@@ -35,15 +35,15 @@ class Reader:
 
 @dataclass
 class Stored:
-    """A scan that was read: its name, and the folder that holds `voxels.npy` and `scan.json`."""
+    """A scan that was read: its name, and the folder that holds `voxels.npy`.
+
+    `about` is everything but the voxels: shape, affine, spacing, modality, series, windows, warnings, range, and `key`, the
+    hash of its content.
+    """
 
     name: str
     folder: Path
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Everything but the voxels: affine, spacing, modality, series, windows, warnings, and `key`, its content's hash."""
-        return json.loads((self.folder / "scan.json").read_text())
+    about: dict[str, Any]
 
     def load(self, scan_class: type) -> Any:
         """The `Scan`; its voxels stay on disk until they are looked at."""
@@ -108,7 +108,7 @@ def _read_apart(files: list[Path], out: Path, reader: Reader) -> tuple[list[Stor
     if child.returncode != 0:
         return [], f"{name}: is damaged in a way that its decoder did not survive."
     answer = json.loads(said)
-    stored = [Stored(scan["name"], Path(scan["folder"])) for scan in answer["scans"]]
+    stored = [Stored(scan["name"], Path(scan["folder"]), scan["about"]) for scan in answer["scans"]]
     return stored, answer["refused"].replace(f"{files[0].parent}{os.sep}", "")
 
 
@@ -125,7 +125,7 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     sys.path.insert(0, job["folder"])
     module = import_module(job["module"])
-    scans: list[dict[str, str]] = []
+    scans: list[dict[str, Any]] = []
     refused = []
     for number, files in enumerate(_series([Path(file) for file in job["files"]])):
         folder = Path(job["out"]) / str(number)
@@ -136,8 +136,7 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
         except MemoryError:
             refused.append(f"{_name(files)}: needs more memory than the {MEMORY / 1e9:.0f} GB that reading a scan may take.")
         else:
-            _store(scan, folder)
-            scans.append({"name": _name(files), "folder": str(folder)})
+            scans.append({"name": _name(files), "folder": str(folder), "about": _store(scan, folder)})
     return {"scans": scans, "refused": " ".join(refused)}
 
 
@@ -158,7 +157,8 @@ def _series(files: list[Path]) -> list[list[Path]]:
     return list(groups.values())
 
 
-def _store(scan: Any, folder: Path) -> None:
+def _store(scan: Any, folder: Path) -> dict[str, Any]:
+    """Write the voxels; everything else."""
     import hashlib
 
     import numpy as np
@@ -178,7 +178,7 @@ def _store(scan: Any, folder: Path) -> None:
     }
     content = hashlib.sha256(voxels.data)
     content.update(json.dumps(about).encode())
-    (folder / "scan.json").write_text(json.dumps({**about, "key": content.hexdigest()}))
+    return {**about, "key": content.hexdigest()}
 
 
 if __name__ == "__main__":

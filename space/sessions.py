@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from answers import Answers, Message
-from reading import Stored, read
+from reading import Reader, Stored, read
+
+if TYPE_CHECKING:
+    from answers import Answers, Message
 
 CHIP = re.compile(r"\[(\d+)\]")
 MARKS = re.compile(r"</?image>|<image_token>")
@@ -40,10 +42,11 @@ class Session:
 
     folder: Path
     scans: list[Stored] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
+    messages: list["Message"] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     asked_about: list[Stored] = field(default_factory=list)
     current: int = 0
+    closed: bool = False
     used: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -54,7 +57,7 @@ class Session:
         """The file that ends the answer which is being given."""
         return self.folder / "stop"
 
-    def read(self, files: Iterable[Path], answers: Answers) -> list[str]:
+    def read(self, files: Iterable[Path], reader: Reader) -> list[str]:
         """Read files into scans; a sentence for each that is none."""
         drop = self.folder / secrets.token_hex(4)
         drop.mkdir()
@@ -68,13 +71,15 @@ class Session:
                 links.append(link)
             except FileNotFoundError:
                 gone.append(f"{file.name}: had to wait too long to be read; drop it again.")
-        scans, refused = read(links, drop / "scans", answers.reader)
+        scans, refused = read(links, drop / "scans", reader)
         for link in links:
             link.unlink(missing_ok=True)
         self.scans += scans
+        if self.closed:
+            self.close()
         return gone + refused
 
-    def ask(self, question: str, answers: Answers) -> Iterator[Turn]:
+    def ask(self, question: str, answers: "Answers", scan_class: type) -> Iterator[Turn]:
         """The turn with more and more of its answer."""
         start = time.monotonic()
         self.stop.unlink(missing_ok=True)
@@ -84,7 +89,7 @@ class Session:
         asked_about = self.asked_about + placed
         message = {"role": "user", "content": [{k: v for k, v in part.items() if k != "scan"} for part in content]}
         messages = [*self.messages, message]
-        features = answers.features([(scan.about["key"], partial(scan.load, answers.scan_class)) for scan in asked_about])
+        features = answers.features([(scan.about["key"], partial(scan.load, scan_class)) for scan in asked_about])
         for turn.answer in answers.stream(messages, features, self.stop):
             yield turn
         if turn.answer.lower().strip(". ") in ("yes", "no"):
@@ -145,17 +150,17 @@ class Session:
         as_json.write_text(json.dumps(content, ensure_ascii=False, indent=1))
         return markdown, as_json
 
-    def close(self, answers: Answers) -> None:
+    def close(self) -> None:
         """Delete everything that came of this visitor."""
-        answers.forget([scan.about["key"] for scan in self.scans if scan.folder.exists()])
+        self.closed = True
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Sessions:
     """The visitors who are here; their folders lie in `sessions`, what the browser sent in `uploads`."""
 
-    def __init__(self, work: Path, answers: Answers):
-        self.folder, self.uploads, self.answers = work / "sessions", work / "uploads", answers
+    def __init__(self, work: Path):
+        self.folder, self.uploads = work / "sessions", work / "uploads"
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
@@ -177,7 +182,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.pop(visitor, None)
         if session is not None:
-            session.close(self.answers)
+            session.close()
 
     def sweep(self, upload_seconds: float) -> None:
         """Delete uploads older than so many seconds, broken off or not, and forget visitors unheard of for an hour."""

@@ -157,6 +157,6 @@ def viewer_value(number: int, stored: Any, scan: Any, hung: Any, address: Any) -
         "unit": " HU" if scan.modality == "CT" else "",
         "windows": windows(scan),
         "overlay": address(overlay) if overlay.exists() else None,
-        "brightest": float(nibabel.Nifti1Image.from_filename(overlay).header["cal_max"]) if overlay.exists() else None,
+        "brightest": stored.about.get("brightest"),
         "pictures": None,
     }

@@ -232,27 +232,29 @@ def test_a_zip_that_unpacks_to_too_much_is_refused(ask, tmp_path, monkeypatch):
 
 
 def test_a_model_that_is_not_there_is_told():
-    from answers import AnswerError, Answers
+    from answers import Answers
+    from repository import AnswerError, Repository
 
-    answers = Answers(str(ROOT / "tests"))
+    repository = Repository(str(ROOT / "tests"))
     with pytest.raises(AnswerError, match="cannot be loaded: set RADFM_MODEL"):
-        _ = answers.loaded
+        _ = repository.reader
     with pytest.raises(AnswerError, match="cannot be loaded: set RADFM_MODEL"):
-        _ = answers.reader
+        _ = Answers(repository).loaded
 
 
 def test_a_follow_up_encodes_nothing_again(dicom_files, tmp_path, monkeypatch):
     from answers import Answers
+    from repository import Repository
     from sessions import Session
 
-    answers = Answers(str(ROOT))
-    session = Session(tmp_path / "session")
-    assert session.read([dicom_files / "693_J2KI.dcm"], answers) == []
-    *_, turn = session.ask("Which imaging modality is this?", answers)
+    repository = Repository(str(ROOT))
+    answers, session = Answers(repository), Session(tmp_path / "session")
+    assert session.read([dicom_files / "693_J2KI.dcm"], repository.reader) == []
+    *_, turn = session.ask("Which imaging modality is this?", answers, repository.scan_class)
     assert turn.answer == "CT" and turn.question == "`1 · 693_J2KI.dcm` Which imaging modality is this?"
     monkeypatch.setattr(answers, "_encode", None)
-    *_, turn = session.ask("Is this a CT scan? Answer yes or no.", answers)
+    *_, turn = session.ask("Is this a CT scan? Answer yes or no.", answers, repository.scan_class)
     assert turn.answer == "yes" and turn.yes > 0.5 and turn.question == "Is this a CT scan? Answer yes or no."
     assert [message["role"] for message in session.messages] == ["user", "assistant"] * 2
-    session.close(answers)
+    session.close()
     assert not session.folder.exists()
