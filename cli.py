@@ -1,4 +1,4 @@
-"""The command line: `radfm ask`. Rooms are imported when a command needs them, so that `radfm --help` is instant."""
+"""The command line. Rooms are imported when a command needs them, so that `radfm --help` is instant."""
 
 import json
 import os
@@ -180,6 +180,33 @@ def convert(
         _refuse(f"{text_config or source}: cannot be read ({error}).")
     for line in lines:
         print(line)
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="A folder or a Hub id; the demo checkpoint where it is left out.")] = "",
+    port: Annotated[int | None, typer.Option(help="The first free one from 7860 where it is left out.")] = None,
+) -> None:
+    """Show scans to the model in a browser: a viewer, a conversation, where it looked. Nothing leaves this machine.
+
+    Examples:
+
+      radfm demo
+
+      radfm demo --model my-radfm --port 8000
+    """
+    if find_spec("gradio") is None:
+        _refuse("radfm demo needs gradio: pip install 'gradio[mcp]'.")
+    model = model or str(HERE)
+    _check_model(model)
+    # As on the Hub, where the folder is a repository of its own.
+    sys.path.insert(0, str(HERE / "space"))
+    from importlib import import_module
+
+    try:
+        import_module("app").serve(model, port)
+    except OSError as error:
+        _refuse(str(error))
 
 
 def _with_progress(work: Any) -> Any:

@@ -222,6 +222,15 @@ class RadFMPerceiverAttention(nn.Module):
         )
         return self.output(latent_attention(self, query, key_value, own, pack))
 
+    def over_patches(self, latents: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """One scan's attention weights on its patches (L, width) → (L,), the mean over heads and latents."""
+        latents = self.latents_norm(latents)
+        query = self.query(latents).view(-1, self.heads, self.head_dim)
+        asked = torch.cat([self.patches_norm(patches), latents])
+        key = self.key_value(asked).view(-1, 2, self.heads, self.head_dim)[:, 0]
+        weights = torch.einsum("qhd, khd -> hqk", query.float(), key.float()).mul(self.scaling).softmax(-1)
+        return weights.mean((0, 1))[: len(patches)]
+
 
 class RadFMPerceiverLayer(GradientCheckpointingLayer):
     """One block of the Perceiver: attention and MLP, each added to the latents."""
@@ -391,6 +400,31 @@ class RadFMVisionModel(RadFMPreTrainedModel):
         given, per_scan = sorted(range(len(order)), key=order.__getitem__), patches.split(lengths)
         return torch.cat([per_scan[i] for i in given]), Pack([lengths[i] for i in given], patches.device)
 
+    @torch.no_grad()
+    def image_attention(self, pixel_values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Where the Perceiver's last layer takes its image tokens from: its attention over each scan's patches.
+
+        The mean over heads and image tokens of softmax(q·kᵀ). The image tokens attend to themselves as well; that part is
+        left out, so a scan's values sum to less than 1. It is attention, no explanation of an answer.
+
+        Args:
+            pixel_values: one (channels, height, width, depth) tensor a scan.
+
+        Returns:
+            One (rows, columns, depths) tensor of patches a scan.
+        """
+        patches, pack = self.encode_patches(pixel_values)
+        layers: list[Any] = list(self.perceiver.layers)
+        *earlier, last = layers
+        grids = []
+        for scan, own in zip(pixel_values, patches.split(pack.lengths), strict=True):
+            latents, tokens = self.perceiver.latents, len(self.perceiver.latents)
+            beside = LatentPack(Pack([len(own)], own.device), tokens, own.device)
+            for layer in earlier:
+                latents = layer(latents, own, beside)
+            grids.append(last.attention.over_patches(latents, own).view(self.patch_embedding.grid(scan.shape)))
+        return grids
+
 
 class RadFMModel(RadFMPreTrainedModel):
     """Vision tower, projector and decoder, without the head that speaks words."""
@@ -514,6 +548,10 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: Sequence[torch.Tensor], **kwargs) -> RadFMVisionOutput:
         """As `RadFMModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    def image_attention(self, pixel_values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """As `RadFMVisionModel.image_attention`."""
+        return self.model.vision_tower.image_attention(pixel_values)
 
     def generate(self, *args, image_features: Sequence[torch.Tensor] | None = None, **kwargs) -> Any:
         """As everywhere in transformers; `image_features` stands for `pixel_values` that were encoded before."""

@@ -5,3 +5,4 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 ln -s "$PWD" "$folder/radfm"
 MYPYPATH=$folder "$1" --cache-dir "$PWD/.mypy_cache" -p radfm
+MYPYPATH=space "$1" --cache-dir .mypy_cache --explicit-package-bases $(ls space/*.py | grep -v __init__)

@@ -1,0 +1,48 @@
+"""What the Space takes of the model's repository beside the weights: how a scan is read and hung. Needs no torch."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils import HF_MODULES_CACHE
+
+from reading import Reader
+
+
+class AnswerError(RuntimeError):
+    """Why there is no answer: one sentence that a visitor can read."""
+
+
+class Repository:
+    """The code of a model, at its own revision."""
+
+    def __init__(self, model_id: str):
+        """`model_id` is a folder or a Hub id; nothing is fetched yet."""
+        self.model_id = model_id
+
+    @cached_property
+    def scan_class(self) -> type:
+        """Its `Scan`."""
+        return self._remote("scans_radfm.Scan")
+
+    @cached_property
+    def hang(self) -> Callable[[Any], Any]:
+        """What turns a scan the way a radiologist hangs it."""
+        return self._remote("scan_types_radfm.hang")
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Where it has `load_scan`, once it is fetched."""
+        return Reader(str(HF_MODULES_CACHE), self._remote("scans_radfm.load_scan").__module__)
+
+    @property
+    def missing(self) -> str:
+        """What to say when it cannot be had."""
+        return f"The model {self.model_id} cannot be loaded: set RADFM_MODEL to a folder or a Hub id that holds one."
+
+    def _remote(self, name: str) -> Any:
+        try:
+            return get_class_from_dynamic_module(name, self.model_id)
+        except OSError as error:
+            raise AnswerError(self.missing) from error
