@@ -59,7 +59,8 @@ class Space:
             refused = session.read(paths, self.repository.reader)
         except AnswerError as error:
             refused = [str(error)]
-        said = page.notice(" ".join(refused), bad=True)
+        warned = [f"{scan.name}: {warning}" for scan in session.scans[known:] for warning in scan.about["warnings"]]
+        said = page.notice(" ".join(refused + warned), bad=bool(refused))
         if len(session.scans) == known:
             yield said, None, *[KEEP] * 4
         else:
