@@ -59,7 +59,7 @@ class Answers:
         self._failure: Exception | None = None
         try:
             self._loaded = self._load(repository.model_id)
-        except (OSError, ValueError, ImportError, torch.OutOfMemoryError) as error:
+        except Exception as error:
             logger.warning("%s cannot be loaded: %s", repository.model_id, error)
             self._failure = error
 

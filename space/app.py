@@ -94,13 +94,9 @@ def build(space: Space) -> gr.Blocks:
                 downloads = gr.HTML(elem_id="downloads")
 
         # First, because the events below would take its name.
-        files, text = (
-            gr.File(label="Scans", file_count="multiple", visible=False),
-            gr.Textbox(label="Question", visible=False),
-        )
-        gr.Button(visible=False).click(
-            space.answer, [files, text], gr.JSON(visible=False), api_name="ask", concurrency_limit=4
-        )
+        files = gr.File(label="Scans", file_count="multiple", visible=False)
+        text, answer = gr.Textbox(label="Question", visible=False), gr.JSON(visible=False)
+        gr.Button(visible=False).click(space.answer, [files, text], answer, api_name="ask", concurrency_limit=4)
 
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         asking: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, **private}
@@ -138,15 +134,17 @@ def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> 
     gr.set_static_paths([page.STATIC])
     space = Space(model_id, WORK)
     threading.Thread(target=_sweep, args=(space,), daemon=True).start()
+    if find_spec("spaces") is not None:
+        # Where GPUs are lent, the functions that want one must be known before the page opens.
+        _ = space.answers
     blocks = build(space)
     blocks.queue(max_size=WAITING)
     has_mcp = find_spec("mcp") is not None
-    if not has_mcp:
-        print("Without an MCP server, which needs: pip install 'gradio[mcp]'.")
     _, address, _ = blocks.launch(
         server_port=port,
         share=False,
-        prevent_thread_lock=not wait,
+        prevent_thread_lock=True,
+        quiet=True,
         max_file_size=UPLOAD_BYTES,
         allowed_paths=[str(WORK / "sessions")],
         mcp_server=has_mcp,
@@ -160,6 +158,11 @@ def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> 
         css_paths=[page.STATIC / "style.css"],
         footer_links=["api"],
     )
+    print(f"RadFM is at {address}")
+    if not has_mcp:
+        print("It is no MCP server, which would need: pip install 'gradio[mcp]'.")
+    if wait:
+        blocks.block_thread()
     return blocks, address
 
 

@@ -59,7 +59,10 @@ class Space:
             refused = session.read(paths, self.repository.reader)
         except AnswerError as error:
             refused = [str(error)]
-        said = page.notice(" ".join(refused), bad=True)
+        if session.closed:
+            return
+        warned = [f"{scan.name}: {warning}" for scan in session.scans[known:] for warning in scan.about["warnings"]]
+        said = page.notice(" ".join(refused + warned), bad=bool(refused))
         if len(session.scans) == known:
             yield said, None, *[KEEP] * 4
         else:
@@ -129,7 +132,8 @@ class Space:
         except AnswerError as error:
             yield page.conversation([*session.turns, Turn(turn.question, str(error))]), question, *idle, KEEP
             return
-        yield page.conversation(session.turns), "", *idle, self.downloads(session)
+        if not session.closed:
+            yield page.conversation(session.turns), "", *idle, self.downloads(session)
 
     def stop(self, request: gr.Request) -> None:
         """End the answer that is being given."""

@@ -1,6 +1,8 @@
 """The Space without a browser: reading apart, what is told and drawn, the overlay's geometry, the API, what is left."""
 
 import json
+import subprocess
+import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -258,3 +260,13 @@ def test_a_follow_up_encodes_nothing_again(dicom_files, tmp_path, monkeypatch):
     assert [message["role"] for message in session.messages] == ["user", "assistant"] * 2
     session.close()
     assert not session.folder.exists()
+
+
+def test_a_model_that_is_none_is_one_line_and_status_2(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "radfm.cli", "demo", "--model", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+    )
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "holds no model" in run.stderr

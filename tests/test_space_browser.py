@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,6 +246,19 @@ def test_a_point_has_the_coordinates_that_nibabel_gives(served, chromium, packs,
         assert f"{'R' if mm[0] >= 0 else 'L'} {abs(mm[0]):.1f}" in said
     assert visitor.wrong == []
     visitor.page.context.close()
+
+
+def test_what_a_visitor_brought_goes_with_the_page(served, chromium, dicom_files):
+    visitor = Visitor(chromium, served, **SCREENS["wide-light"])
+    visitor.drop(dicom_files / "693_J2KI.dcm")
+    visitor.sees(1)
+    file = Path(visitor.page.evaluate(f"{VIEWER}.scan.url").split("file=")[1])
+    assert file.exists()
+    visitor.page.context.close()
+    deadline = time.monotonic() + 20
+    while file.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not file.exists() and list((app.WORK / "sessions").iterdir()) == []
 
 
 def test_a_flipped_copy_looks_the_same(served, chromium, packs, tmp_path):
