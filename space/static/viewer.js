@@ -21,9 +21,9 @@
       this.gl = "niivue" in window && document.createElement("canvas").getContext("webgl2") !== null;
       element.querySelector("[data-part=viewer]").dataset.mode = this.gl ? "niivue" : "flat";
       this.listen();
-      if (this.gl) this.start();
     }
 
+    // With the first scan: compiling shaders takes a weak machine seconds, in which the page should open.
     start() {
       this.niivue = new niivue.Niivue({
         isRadiologicalConvention: true,
@@ -88,6 +88,7 @@
       const same = before && before.url === scan.url;
       if (!same) this.prepare(scan);
       if (!this.gl) return this.showFlat(scan, same && Boolean(before.pictures));
+      if (!this.niivue) this.start();
       await this.ready;
       if (!same) await this.loadVolume(scan);
       if (scan.overlay && !(same && before.overlay)) await this.loadOverlay(scan);
@@ -101,7 +102,7 @@
     }
 
     clear() {
-      if (this.gl) while (this.niivue.volumes.length) this.niivue.removeVolumeByIndex(0);
+      while (this.niivue?.volumes.length) this.niivue.removeVolumeByIndex(0);
       this.picture.hidden = true;
       this.overlayRow.hidden = true;
       this.say("");
@@ -227,7 +228,7 @@
     setInverted(inverted) {
       this.invert.setAttribute("aria-pressed", String(inverted));
       this.picture.classList.toggle("inverted", inverted);
-      if (!this.gl || !this.niivue.volumes.length) return;
+      if (!this.niivue?.volumes.length) return;
       this.niivue.volumes[0].colormapInvert = inverted;
       this.niivue.updateGLVolume();
     }
@@ -241,7 +242,7 @@
     }
 
     setOpacity() {
-      if (this.gl && this.niivue.volumes.length > 1) this.niivue.setOpacity(1, Number(this.opacity.value) / 100);
+      if (this.niivue?.volumes.length > 1) this.niivue.setOpacity(1, Number(this.opacity.value) / 100);
     }
 
     located({ mm, values }) {
