@@ -23,10 +23,12 @@ import torch.nn.functional as F
 from radfm.configuration_radfm import PAPER_DECODER, RadFMConfig, RadFMVisionConfig
 from radfm.modeling_radfm import RadFMForConditionalGeneration, RadFMVisionModel
 
+X_RAY: tuple[int, ...] = (1, 512, 512, 1)
+CT: tuple[int, ...] = (1, 512, 512, 64)
 CASES = {
-    "one CT, 512×512×64": [(1, 512, 512, 64)],
-    "one X-ray, 512×512": [(1, 512, 512, 1)],
-    "three X-rays and a CT": [(1, 512, 512, 1)] * 3 + [(1, 512, 512, 64)],
+    "one CT, 512×512×64": [CT],
+    "one X-ray, 512×512": [X_RAY],
+    "three X-rays and a CT": [X_RAY, X_RAY, X_RAY, CT],
 }
 DEPTHS = (4, 16, 64, 128, 256, 512)
 PAIRS = 3
@@ -37,7 +39,7 @@ class Plain:
     """The published vision tower and Perceiver on a model's own weights."""
 
     def __init__(self, model: RadFMVisionModel):
-        self.model, self.eps = model, model.config.layer_norm_eps
+        self.model: Any = model
 
     def __call__(self, scans: list[torch.Tensor]) -> torch.Tensor:
         deepest = max(max(scan.shape[-1] for scan in scans), 4)
@@ -76,7 +78,7 @@ class Plain:
         return (weights @ v).transpose(1, 2).flatten(2)
 
 
-def vision_model() -> RadFMVisionModel:
+def vision_model() -> Any:
     torch.manual_seed(0)
     return RadFMVisionModel(RadFMVisionConfig()).eval()
 
@@ -152,7 +154,7 @@ def scans() -> None:
         if len(shapes) == 1:
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-3)
         theirs, own, times = ratio(lambda: plain(batch), lambda: model(batch))  # noqa: B023
-        work = sum(tower_operations(256 * max(s[-1] // 4, 1), model.config, 1024 * min(s[-1], 4)) for s in shapes)
+        work = sum((tower_operations(256 * max(s[-1] // 4, 1), model.config, 1024 * min(s[-1], 4)) for s in shapes), 0.0)
         memory = [peak_gb(side, name) for side in ("plain", "ours")]
         print(f"| {name} | {theirs:.2f} | {own:.2f} | {times:.1f} | {memory[0]:.2f} | {memory[1]:.2f} "
               f"| {work / own / rate:.0%} |", flush=True)  # fmt: skip
@@ -161,7 +163,7 @@ def scans() -> None:
 @torch.inference_mode()
 def lookup() -> None:
     """Embeddings of a text of 2,048 tokens with two scans, at the paper's width."""
-    width = PAPER_DECODER["hidden_size"]
+    width: Any = PAPER_DECODER["hidden_size"]
     table, images = torch.rand(WORDS + 2, width), torch.rand(SCANS * 32, width)
     ids = torch.randint(0, WORDS, (1, TOKENS))
     ids[0, 100 : 100 + len(images)] = torch.arange(WORDS + 2, WORDS + 2 + len(images))

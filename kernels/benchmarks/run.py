@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,10 @@ HEADS, WIDTH, HIDDEN, LATENTS = 8, 64, 768, 32
 MIX = (*[256] * 28, *[4096] * 4)
 SHAPES = {"256": (256,), "1,024": (1024,), "4,096": (4096,), "32,768": (32_768,), "28 X-rays and 4 CTs": MIX}
 DTYPE = torch.bfloat16
+VARLEN = (
+    ("varlen_attn", "torch.nn.attention.varlen", "varlen_attn"),
+    ("flash-attn", "flash_attn", "flash_attn_varlen_func"),
+)
 
 
 @dataclass
@@ -80,6 +85,14 @@ def with_backward(work: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) 
     return lambda: torch.autograd.grad(work(), leaves, gradient)
 
 
+def optional(module: str, name: str) -> Any:
+    """A rival, where it is installed."""
+    try:
+        return getattr(import_module(module), name)
+    except ImportError:
+        return None
+
+
 def packed_rows() -> Iterator[Row]:
     for name, lengths in SHAPES.items():
         total, longest, at = sum(lengths), max(lengths), starts(lengths)
@@ -92,21 +105,14 @@ def packed_rows() -> Iterator[Row]:
             return attention.packed_attention(*leaves, at, at, longest, longest)
 
         def sdpa(padded=padded, mask=mask) -> torch.Tensor:
-            return F.scaled_dot_product_attention(*padded, attn_mask=mask)
+            query, key, value = padded
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
-        rivals = {"padded SDPA": (sdpa, padded)}
-        try:
-            from torch.nn.attention.varlen import varlen_attn
-        except ImportError:
-            varlen_attn = None
-        if varlen_attn is not None:
-            rivals["varlen_attn"] = (lambda: varlen_attn(*leaves, at, at, longest, longest), leaves)  # noqa: B023
-        try:
-            from flash_attn import flash_attn_varlen_func
-        except ImportError:
-            flash_attn_varlen_func = None
-        if flash_attn_varlen_func is not None:
-            rivals["flash-attn"] = (lambda: flash_attn_varlen_func(*leaves, at, at, longest, longest), leaves)  # noqa: B023
+        rivals: dict[str, tuple[Any, Any]] = {"padded SDPA": (sdpa, padded)}
+        for rival, module, function in VARLEN:
+            varlen = optional(module, function)
+            if varlen is not None:
+                rivals[rival] = (lambda f=varlen: f(*leaves, at, at, longest, longest), leaves)  # noqa: B023
         flop = 4 * HEADS * WIDTH * sum(n * n for n in lengths)
         moved = 4 * total * HEADS * WIDTH * 2
         with torch.no_grad():
