@@ -40,17 +40,17 @@ class Pack:
 
 
 class LatentPack:
-    """Latents and the patches that they ask: `keys` are a scan's patches and then its own latents, by `order`."""
+    """Latents and the patches that they ask: `keys` are a scan's patches and then its own latents."""
 
     def __init__(self, patches: Pack, latents: int, device: torch.device):
-        scans = len(patches.lengths)
         self.patches, self.latents = patches, latents
-        self.queries = Pack([latents] * scans, device)
+        self.queries = Pack([latents] * len(patches.lengths), device)
         self.keys = Pack([length + latents for length in patches.lengths], device)
-        total = sum(patches.lengths)
-        own = torch.arange(scans * latents, device=device).view(scans, latents) + total
-        per_scan = torch.arange(total, device=device).split(patches.lengths)
-        self.order = torch.cat([row for scan in zip(per_scan, own, strict=True) for row in scan])
+
+    def joined(self, of_patches: torch.Tensor, of_latents: torch.Tensor) -> torch.Tensor:
+        """Rows of patches and of latents in the order of `keys`."""
+        scans = zip(of_patches.split(self.patches.lengths), of_latents.split(self.latents), strict=True)
+        return torch.cat([rows for scan in scans for rows in scan])
 
 
 @cache
@@ -127,7 +127,7 @@ def latent_attention(
         (latents of all scans, heads · head width).
     """
     if not by_kernels(module, query):
-        key, value = torch.cat([key_value, own_key_value])[pack.order].unbind(1)
+        key, value = pack.joined(key_value, own_key_value).unbind(1)
         return packed_attention(module, query, key, value, pack.queries, pack.keys)
     key, value = (part[None].transpose(1, 2) for part in key_value.unbind(1))
     own_key, own_value = own_key_value.unbind(1)
@@ -177,7 +177,7 @@ def packed_attention(
         output, _ = attend(module, *batch, attention_mask=None, **options)
         outputs.append(output.flatten(0, 1))
         q, k = q + scans * query_length, k + scans * key_length
-    return torch.cat(outputs).flatten(1)
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).flatten(1)
 
 
 def eager_attention(module, query, key, value, attention_mask=None, *, scaling, dropout=0.0, **_):

@@ -2,19 +2,19 @@
 
 import torch
 
-from radfm import modeling_radfm
+from radfm import attention_radfm
 
 
 def test_it_is_what_the_last_layer_attends_to(model, monkeypatch):
     """Scans of two shapes, given in another order than they are encoded in."""
-    seen, eager = [], modeling_radfm.eager_attention
+    seen, eager = [], attention_radfm.eager_attention
 
     def spy(*args, **kwargs):
         output, weights = eager(*args, **kwargs)
         seen.append(weights)
         return output, weights
 
-    monkeypatch.setattr(modeling_radfm, "eager_attention", spy)
+    monkeypatch.setattr(attention_radfm, "eager_attention", spy)
     model.set_attn_implementation("eager")
     scans = [torch.rand(1, 64, 48, 8), torch.rand(1, 32, 32, 1)]
     for scan, grid in zip(scans, model.image_attention(scans), strict=True):
