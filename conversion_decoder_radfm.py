@@ -10,12 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from .configuration_radfm import RadFMConfig
 from .conversion_names_radfm import ConversionError
-from .conversion_radfm import DTYPES, VISION, infer_config, make_plans, write_config
+from .conversion_radfm import DTYPES, VISION, infer_config, make_plans, save_processor, write_config
 from .conversion_reading_radfm import Checkpoint
 from .conversion_tokenizer_radfm import add_marks
-from .image_processing_radfm import RadFMImageProcessor
 from .modeling_radfm import RadFMForConditionalGeneration
-from .processing_radfm import IMAGE_END, IMAGE_START, IMAGE_TOKEN, RadFMProcessor
+from .processing_radfm import IMAGE_END, IMAGE_START, IMAGE_TOKEN
 
 SHARD = "2GB"
 
@@ -53,10 +52,7 @@ def with_decoder(source: str | Path, decoder: str, out: Path, dtype: str = "bflo
     model.save_pretrained(out, max_shard_size=SHARD)
     write_config(config, RadFMForConditionalGeneration, dtype, out)
     _generation(language, tokenizer).save_pretrained(out)
-    RadFMImageProcessor.register_for_auto_class("AutoImageProcessor")
-    RadFMProcessor.register_for_auto_class("AutoProcessor")
-    image_processor = RadFMImageProcessor(image_size=config.vision_config.image_size, preset="published")
-    RadFMProcessor(image_processor, tokenizer, config.num_image_tokens).save_pretrained(out)
+    save_processor(config, tokenizer, out)
     origin = {"vision_tower": checkpoint.source.name, "decoder": Path(decoder).name, "dtype": dtype, "fresh": ["projector"]}
     (out / "conversion.json").write_text(json.dumps(origin, indent=1) + "\n")
     return [

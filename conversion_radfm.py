@@ -310,10 +310,14 @@ def _write_processor(out: Path, config: RadFMConfig, tokenizer: str | None) -> l
     if tokenizer is None:
         _image_processor(config).save_pretrained(out)
         return ["no tokenizer was given: convert again with --tokenizer, a folder or Hub id of LLaMA's, to ask in words"]
-    words = published_tokenizer(tokenizer, config.image_start_token_id)
-    RadFMProcessor.register_for_auto_class("AutoProcessor")
-    RadFMProcessor(_image_processor(config), words, config.num_image_tokens).save_pretrained(out)
+    save_processor(config, published_tokenizer(tokenizer, config.image_start_token_id), out)
     return []
+
+
+def save_processor(config: RadFMConfig, tokenizer: Any, out: Path) -> None:
+    """The processor of a model, with a tokenizer that has the image marks."""
+    RadFMProcessor.register_for_auto_class("AutoProcessor")
+    RadFMProcessor(_image_processor(config), tokenizer, config.num_image_tokens).save_pretrained(out)
 
 
 def memory_needed(config: RadFMConfig) -> Iterator[str]:

@@ -17,6 +17,8 @@ except ImportError:
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OLDEST_CAPABILITY = (8, 0)
 LOG2_E = 1.4426950408889634
+# Widths of a head that attention is compiled for.
+WIDTHS = (16, 32, 64, 128)
 
 
 def runs_triton(device: torch.device) -> bool:
@@ -53,6 +55,11 @@ def precision(tensor: torch.Tensor) -> dict[str, Any]:
         "WIDEN": INTERPRETED and tensor.dtype == torch.bfloat16,
         "PRECISION": "ieee" if INTERPRETED else "tf32" if in_one else "tf32x3",
     }
+
+
+def strided(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Each tensor as it is where its last axis lies side by side in memory, a copy otherwise."""
+    return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
 
 
 def by_autograd(

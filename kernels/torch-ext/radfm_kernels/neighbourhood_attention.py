@@ -8,7 +8,7 @@ keys.
 import torch
 
 from ._ops import NAMESPACE
-from .launching import LOG2_E, by_autograd, kernel, precision, runs_triton, tl, triton, tuned
+from .launching import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
 
 # Patches of a brick along rows, columns and depth: the last is the one that lies side by side in memory.
 BRICKS = [
@@ -17,7 +17,6 @@ BRICKS = [
     ({"ROWS": 2, "COLUMNS": 4, "SLICES": 4}, 4, 2),
     ({"ROWS": 4, "COLUMNS": 4, "SLICES": 8}, 8, 2),
 ]
-WIDTHS = (16, 32, 64, 128)
 
 
 @kernel
@@ -286,10 +285,6 @@ def _most_bricks(grids: list[int], tiles: dict[str, int]) -> int:
     return int(max(counts))
 
 
-def _strided(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
-
-
 @torch.library.custom_op(f"{NAMESPACE}::neighbourhood_attention_forward", mutates_args=())
 def _forward_op(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grids: list[int], box: list[int], scaling: float
@@ -298,7 +293,7 @@ def _forward_op(
     lse = query.new_zeros((heads, rows), dtype=torch.float32)
     if rows == 0 or not runs_triton(query.device):
         return reference(query, key, value, grids, box, scaling).contiguous(), lse
-    query, key, value = _strided(query, key, value)
+    query, key, value = strided(query, key, value)
     output = query.new_empty(query.shape)
     starts, table = _layout(grids, query.device)
     _tuned_forward[lambda tiles: (_most_bricks(grids, tiles), heads, len(table))](
@@ -331,7 +326,7 @@ def _backward_op(
     if rows == 0 or not runs_triton(query.device):
         dq, dk, dv = by_autograd(lambda *tensors: reference(*tensors, grids, box, scaling), inputs, gradient)
         return dq, dk, dv
-    query, key, value = _strided(*inputs)
+    query, key, value = strided(*inputs)
     gradient = gradient.contiguous()
     delta = (gradient.float() * output.float()).sum(-1).t().contiguous()
     found = [query.new_empty(query.shape) for _ in range(3)]

@@ -8,7 +8,7 @@ same tiles give the same bits.
 import torch
 
 from ._ops import NAMESPACE
-from .launching import LOG2_E, by_autograd, kernel, precision, runs_triton, tl, triton, tuned
+from .launching import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
 
 FORWARD_TILES = [
     ({"QUERIES": 128, "KEYS": 64}, 4, 3),
@@ -22,7 +22,6 @@ BACKWARD_TILES = [
     ({"QUERIES": 64, "KEYS": 64}, 4, 3),
     ({"QUERIES": 32, "KEYS": 32}, 4, 2),
 ]
-WIDTHS = (16, 32, 64, 128)
 
 
 @kernel
@@ -259,11 +258,6 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *starts:
         raise ValueError(f"key_starts: is of {len(starts[1]) - 1} scans, query_starts of {len(starts[0]) - 1}.")
 
 
-def _rows_apart(tensor: torch.Tensor) -> torch.Tensor:
-    """As it is where the values of a head lie side by side, a copy otherwise."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 @torch.library.custom_op(f"{NAMESPACE}::packed_attention_forward", mutates_args=())
 def _forward_op(
     query: torch.Tensor,
@@ -279,7 +273,7 @@ def _forward_op(
     lse = query.new_zeros((heads, rows), dtype=torch.float32)
     if rows == 0 or not runs_triton(query.device):
         return (reference(query, key, value, query_starts, key_starts, scaling) if rows else query.clone()), lse
-    query, key, value = _rows_apart(query), _rows_apart(key), _rows_apart(value)
+    query, key, value = strided(query, key, value)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     scans = len(query_starts) - 1
     _tuned_forward[lambda tiles: (triton.cdiv(max_queries, tiles["QUERIES"]), heads, scans)](
@@ -322,7 +316,7 @@ def _backward_op(
 
         dq, dk, dv = by_autograd(plain, (query, key, value), gradient)
         return dq, dk, dv
-    query, key, value, gradient = (_rows_apart(t) for t in (query, key, value, gradient.contiguous()))
+    query, key, value, gradient = strided(query, key, value, gradient.contiguous())
     delta = (gradient.float() * output.float()).sum(-1).t().contiguous()
     found = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value)]
     scans = len(query_starts) - 1

@@ -8,12 +8,11 @@ backward pass walks over the same spans; each writes its own gradients of keys a
 import torch
 
 from ._ops import NAMESPACE
-from .launching import LOG2_E, by_autograd, kernel, precision, runs_triton, tl, triton, tuned
+from .launching import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
 
 # Keys that one program attends to: 16 programs a scan and head at 4,096 patches.
 SPAN = 256
 TILES = [({"KEYS": 64}, 4, 3), ({"KEYS": 128}, 4, 3), ({"KEYS": 128}, 8, 2)]
-WIDTHS = (16, 32, 64, 128)
 SMALLEST_DOT = 16
 
 
@@ -203,10 +202,6 @@ def perceiver_attention(
     return _forward_op(query, key, value, own_key, own_value, starts, max_patches, scaling)[0]
 
 
-def _strided(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
-
-
 def _spans(max_patches: int) -> int:
     """Spans of the longest scan's patches, and one for the latents."""
     return -(-max_patches // SPAN) + 1
@@ -233,7 +228,7 @@ def _forward_op(
     if rows == 0 or not runs_triton(query.device):
         lse = query.new_zeros((rows, heads), dtype=torch.float32)
         return reference(query, key, value, own_key, own_value, starts, scaling).contiguous(), lse
-    query, key, value, own_key, own_value = _strided(query, key, value, own_key, own_value)
+    query, key, value, own_key, own_value = strided(query, key, value, own_key, own_value)
     scans, spans = len(starts) - 1, _spans(max_patches)
     parts = query.new_empty((spans, rows, heads, width), dtype=torch.float32)
     highest, total = (query.new_empty((spans, rows, heads), dtype=torch.float32) for _ in range(2))
@@ -274,7 +269,7 @@ def _backward_op(
     if not runs_triton(query.device):
         a, b, c, d, e = by_autograd(lambda *tensors: reference(*tensors, starts, scaling), inputs, gradient)
         return a, b, c, d, e
-    query, key, value, own_key, own_value = _strided(*inputs)
+    query, key, value, own_key, own_value = strided(*inputs)
     gradient = gradient.contiguous()
     delta = (gradient.float() * output.float()).sum(-1)
     scans, spans = len(starts) - 1, _spans(max_patches)
