@@ -86,7 +86,8 @@ def radfm_attention(module, query, key, value, attention_mask=None, *, scaling=N
     Shapes as every attention of transformers; a pack is one batch, with `cu_seq_lens_q` and `cu_seq_lens_k`, or with
     `own_key` and `own_value` for latents that ask patches and themselves.
     """
-    if "cu_seq_lens_k" not in options:
+    # A decoder's padding-free batch comes with the same names, and with a mask that keeps its texts apart.
+    if "cu_seq_lens_k" not in options or module.is_causal:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
     found: Any = kernels_for(query.device)
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]

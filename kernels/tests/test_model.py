@@ -84,6 +84,22 @@ def test_without_kernels_one_line_says_so_and_the_numbers_agree(monkeypatch):
     attention_radfm.kernels.cache_clear()
 
 
+@torch.no_grad()
+def test_a_decoder_s_padding_free_batch_is_no_pack_of_scans(with_kernels):
+    two_texts = torch.tensor([[5, 6, 7, 9, 8]], device=DEVICE)
+    starts = torch.tensor([0, 3, 5], dtype=torch.int32, device=DEVICE)
+    packed = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": 3, "max_length_k": 3}
+    positions = torch.tensor([[0, 1, 2, 0, 1]], device=DEVICE)
+    decoder = small_models.small_model().to(DEVICE)
+    found = []
+    for attention in ("radfm", "sdpa"):
+        decoder.set_attn_implementation({"text_config": attention})
+        found.append(decoder(input_ids=two_texts, position_ids=positions, use_cache=False, **packed).logits)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+    alone = decoder(input_ids=two_texts[:, 3:], use_cache=False).logits
+    torch.testing.assert_close(found[0][:, 3:], alone, rtol=0, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 def test_a_card_gets_them_without_asking(tmp_path):
