@@ -95,8 +95,14 @@ def build(space: Space) -> gr.Blocks:
 
         # First, because the events below would take its name.
         files = gr.File(label="Scans", file_count="multiple", visible=False)
-        text, answer = gr.Textbox(label="Question", visible=False), gr.JSON(visible=False)
-        gr.Button(visible=False).click(space.answer, [files, text], answer, api_name="ask", concurrency_limit=4)
+        scan = gr.File(label="Scan", visible=False)
+        text = gr.Textbox(label="Question", visible=False)
+        answer, in_words = gr.JSON(visible=False), gr.Textbox(label="Answer", visible=False)
+        asked: dict[str, Any] = {"concurrency_id": "api", "concurrency_limit": 4}
+        # Undocumented, because what is documented is an MCP tool as well, and Gradio's has no working lists of files.
+        many = gr.Button(visible=False)
+        many.click(space.answer, [files, text], answer, api_name="ask", api_visibility="undocumented", **asked)
+        gr.Button(visible=False).click(space.ask_about_scan, [scan, text], in_words, api_name="ask_about_scan", **asked)
 
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         asking: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, **private}

@@ -1,6 +1,7 @@
 """What happens on the page and in the API when a visitor does something."""
 
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -209,6 +210,18 @@ class Space:
             raise gr.Error(str(error), print_exception=False) from error
         finally:
             shutil.rmtree(session.folder, ignore_errors=True)
+
+    def ask_about_scan(self, scan: str, question: str) -> str:
+        """Ask a radiology model about one scan. For research; no medical device.
+
+        Args:
+            scan: a DICOM file, a zip of a DICOM series, a NIfTI volume or a picture.
+            question: what to ask, in English.
+
+        Returns:
+            JSON: model, question, answer, yes (its probability against no), scans (name, modality, shape, spacing), seconds.
+        """
+        return json.dumps(self.answer([scan] if scan else [], question))
 
 
 def _content(files: list[Path]) -> str:

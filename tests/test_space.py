@@ -1,5 +1,7 @@
 """The Space without a browser: reading apart, what is told and drawn, the overlay's geometry, the API, what is left."""
 
+import asyncio
+import base64
 import json
 import subprocess
 import sys
@@ -191,6 +193,30 @@ def test_the_api_answers_with_json(ask, dicom_files, nifti_files):
     assert said["answer"] == "CT" and said["scans"][0]["name"] == "693_J2KI.dcm" and said["scans"][0]["modality"] == "CT"
     said = ask([dicom_files / "693_J2KI.dcm", nifti_files / "anatomical.nii"], "Is [1] a CT scan? Answer yes or no.")
     assert said["answer"] in ("yes", "no") and 0 <= said["yes"] <= 1 and len(said["scans"]) == 2
+
+
+def test_an_mcp_client_asks_about_a_zipped_series(served, packs):
+    mcp = pytest.importorskip("mcp", reason="needs the MCP client: pip install 'gradio[mcp]'")
+    from mcp.client.streamable_http import streamablehttp_client
+
+    # Gradio fetches no address of this machine itself, which a data URL is not.
+    series = base64.b64encode((packs / "dicom_series_ct.zip").read_bytes()).decode()
+    given = {"scan": f"data:application/zip;base64,{series}", "question": "Which imaging modality is this?"}
+    bad = {**given, "scan": given["scan"][: given["scan"].index(",") + 1001]}
+
+    async def talk():
+        async with (
+            streamablehttp_client(f"{served}gradio_api/mcp/") as (incoming, outgoing, _),
+            mcp.ClientSession(incoming, outgoing) as client,
+        ):
+            await client.initialize()
+            tools = (await client.list_tools()).tools
+            return tools, [await client.call_tool("ask_about_scan", asked) for asked in (given, bad)]
+
+    tools, (answered, refused) = asyncio.run(talk())
+    assert [tool.name for tool in tools] == ["ask_about_scan"]
+    assert json.loads(answered.content[0].text)["answer"] == "CT"
+    assert refused.isError and "the zip archive is damaged" in refused.content[0].text
 
 
 def test_the_api_refuses_with_a_sentence(ask, tmp_path):
