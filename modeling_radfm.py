@@ -561,8 +561,10 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
             kwargs["mm_encoder_outputs"] = {"image": RadFMVisionOutput(pooler_output=list(image_features))}
         return super().generate(*args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, mm_encoder_outputs=None, **kwargs):
-        inputs = super().prepare_inputs_for_generation(input_ids, mm_encoder_outputs=mm_encoder_outputs, **kwargs)
+    def prepare_inputs_for_generation(self, input_ids, mm_encoder_outputs=None, inputs_embeds=None, **kwargs):
+        # `generate` reads in these names what it may be given.
+        kwargs.update(mm_encoder_outputs=mm_encoder_outputs, inputs_embeds=inputs_embeds)
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         # `generate` takes the first pass of an assistant model for a later one, and would take its scans away.
         cache = kwargs.get(CACHE)
         if mm_encoder_outputs and (cache is None or cache.get_seq_length() == 0):
