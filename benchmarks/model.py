@@ -162,7 +162,7 @@ def scans() -> None:
         theirs, own, times = ratio(lambda: plain(batch), lambda: model(batch))  # noqa: B023
         work = sum(tower_operations(256 * max(depth // 4, 1), model.config, 1024 * min(depth, 4)) for depth in depths)
         memory = [measured(side, ",".join(map(str, depths)))[1] for side in SIDES]
-        print(f"| {name} | {theirs:.2f} | {own:.2f} | {times:.1f} | {memory[0]:.2f} | {memory[1]:.2f} "
+        print(f"| {name} | {theirs:.2f} | {own:.2f} | {times:.2f} | {memory[0]:.2f} | {memory[1]:.2f} "
               f"| {work / own / rate:.0%} |", flush=True)  # fmt: skip
 
 
