@@ -38,8 +38,8 @@ SHARD_BYTES = 2 << 30
 # What shapes do not tell (paper, Methods, and the published modules).
 HEAD_DIM, PATCH, PATCH_DEPTH, CHANNELS, DECODER_HEAD_DIM = 64, 32, 4, 3, 128
 CODE = (
-    "configuration_radfm.py", "attention_radfm.py", "modeling_radfm.py", "processing_radfm.py", "image_processing_radfm.py",
-    "scans_radfm.py",
+    "configuration_radfm.py", "linear_radfm.py", "attention_radfm.py", "modeling_radfm.py",
+    "processing_radfm.py", "image_processing_radfm.py", "scans_radfm.py",
     "scan_types_radfm.py", "dicom_radfm.py", "dicom_header_radfm.py", "dicom_stack_radfm.py", "dicom_pixels_radfm.py",
     "dicom_codestream_radfm.py",
     "nifti_radfm.py",

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_radfm import LatentPack, Pack, kernels_for, latent_attention, packed_attention
 from .configuration_radfm import RadFMConfig, RadFMVisionConfig
+from .linear_radfm import Linear, linear
 
 # A tensor of the published code, and the bytes within which a file of weights lists its names.
 PUBLISHED_NAME, NAMES_BYTES = b"lang_model.model.", 4 << 20
@@ -149,7 +150,7 @@ class RadFMPatchEmbedding(nn.Module):
         patches = scans.view(n, channels, rows, patch, columns, patch, depths, depth // depths)
         patches = patches.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)
         normed = F.layer_norm(patches.float(), patches.shape[-1:], eps=self.config.layer_norm_eps)
-        tokens = self.output_norm(F.linear(normed.to(matrix.dtype), matrix, bias))
+        tokens = self.output_norm(linear(normed.to(matrix.dtype), matrix, bias))
         tokens = tokens.view(n, rows * columns * depths, -1) + self.positions((rows, columns, depths))
         return self.dropout(tokens.flatten(0, 1))
 
@@ -162,8 +163,8 @@ class RadFMVisionAttention(nn.Module):
         self.config = config
         self.heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.scaling, self.dropout, self.is_causal = config.head_dim**-0.5, config.attention_dropout, False
-        self.qkv = nn.Linear(config.hidden_size, 3 * self.heads * self.head_dim, bias=False)
-        self.output = nn.Linear(self.heads * self.head_dim, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * self.heads * self.head_dim, bias=False)
+        self.output = Linear(self.heads * self.head_dim, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, pack: Pack) -> torch.Tensor:
         query, key, value = self.qkv(hidden_states).view(-1, 3, self.heads, self.head_dim).unbind(1)
@@ -175,9 +176,9 @@ class RadFMMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, act: str, bias: bool):
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=bias)
+        self.up = Linear(width, hidden, bias=bias)
         self.act = ACT2FN[act]
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down(self.act(self.up(hidden_states)))
@@ -210,9 +211,9 @@ class RadFMPerceiverAttention(nn.Module):
         inner = self.heads * self.head_dim
         self.patches_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.latents_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.query = nn.Linear(config.hidden_size, inner, bias=False)
-        self.key_value = nn.Linear(config.hidden_size, 2 * inner, bias=False)
-        self.output = nn.Linear(inner, config.hidden_size, bias=False)
+        self.query = Linear(config.hidden_size, inner, bias=False)
+        self.key_value = Linear(config.hidden_size, 2 * inner, bias=False)
+        self.output = Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, latents: torch.Tensor, patches: torch.Tensor, pack: LatentPack) -> torch.Tensor:
         latents = self.latents_norm(latents)
@@ -434,7 +435,7 @@ class RadFMModel(RadFMPreTrainedModel):
     def __init__(self, config: RadFMConfig):
         super().__init__(config)
         self.vision_tower = RadFMVisionModel._from_config(config.vision_config)
-        self.projector = nn.Linear(config.vision_config.hidden_size, config.text_config.get_text_config().hidden_size)
+        self.projector = Linear(config.vision_config.hidden_size, config.text_config.get_text_config().hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
