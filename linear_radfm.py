@@ -1,6 +1,6 @@
 """Linear layers that a CPU multiplies with oneDNN wherever nobody asks for a gradient.
 
-PyTorch multiplies float32 with MKL, which leaves a fifth of an AMD processor unused at the vision tower's sizes
+PyTorch multiplies float32 with MKL, which is a tenth slower than oneDNN on an AMD processor at the vision tower's sizes
 (`benchmarks/README.md`). The operator is the one that compiled PyTorch calls; it has no backward, and computes what
 `F.linear` computes but for the order of its sums.
 """
