@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as progress
 
-from repository import AnswerError, Repository
+from repository import AnswerError, Repository, with_its_code
 
 # Hugging Face lends a GPU to functions that are marked so; elsewhere there is nothing to mark.
 on_gpu: Callable = import_module("spaces").GPU if find_spec("spaces") else lambda function: function
@@ -58,7 +58,7 @@ class Answers:
         self._repository = repository
         self._failure: Exception | None = None
         try:
-            self._loaded = self._load(repository.model_id)
+            self._loaded = with_its_code(lambda: self._load(repository.model_id))
         except Exception as error:
             logger.warning("%s cannot be loaded: %s", repository.model_id, error)
             self._failure = error

@@ -2,12 +2,26 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import HF_MODULES_CACHE
 
 from reading import Reader
+
+Fetched = TypeVar("Fetched")
+
+
+def with_its_code(fetch: Callable[[], Fetched]) -> Fetched:
+    """What `fetch` brings from a model's repository with the code that transformers parses for it.
+
+    Python 3.11 counts its parser's depth for all threads together, and raises SystemError where two parse at once, as
+    Gradio does while the model is loaded (github.com/python/cpython/issues/106905): that is tried again.
+    """
+    try:
+        return fetch()
+    except SystemError:
+        return fetch()
 
 
 class AnswerError(RuntimeError):
@@ -43,6 +57,6 @@ class Repository:
 
     def _remote(self, name: str) -> Any:
         try:
-            return get_class_from_dynamic_module(name, self.model_id)
+            return with_its_code(lambda: get_class_from_dynamic_module(name, self.model_id))
         except OSError as error:
             raise AnswerError(self.missing) from error

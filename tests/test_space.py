@@ -1,5 +1,6 @@
 """The Space without a browser: reading apart, what is told and drawn, the overlay's geometry, the API, what is left."""
 
+import ast
 import asyncio
 import base64
 import json
@@ -268,6 +269,26 @@ def test_a_model_that_is_not_there_is_told():
         _ = repository.reader
     with pytest.raises(AnswerError, match="cannot be loaded: set RADFM_MODEL"):
         _ = Answers(repository).loaded
+
+
+def test_two_threads_that_parse_at_once_are_no_reason_to_go_without_a_model(monkeypatch):
+    """Python 3.11's own fault, which nobody can time, raised here in its place."""
+    from answers import Answers
+    from repository import Repository
+
+    parse, raised = ast.parse, []
+
+    def miscounts(*args, **kwargs):
+        if not raised:
+            raised.append(True)
+            raise SystemError("AST constructor recursion depth mismatch (before=45, after=168)")
+        return parse(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ast, "parse", miscounts)
+        answers = Answers(Repository(str(ROOT)))
+    model, _ = answers.loaded
+    assert raised and model.config.model_type == "radfm"
 
 
 def test_a_follow_up_encodes_nothing_again(dicom_files, tmp_path, monkeypatch):
