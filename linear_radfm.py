@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+HAS_ONE_DNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
 
 def linear(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`: rows (…, inputs), matrix (outputs, inputs), bias (outputs,) → (…, outputs)."""
@@ -19,7 +21,8 @@ def linear(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None =
 
 def _one_dnn_takes(rows: torch.Tensor, matrix: torch.Tensor) -> bool:
     return bool(
-        rows.device.type == matrix.device.type == "cpu"
+        HAS_ONE_DNN
+        and rows.device.type == matrix.device.type == "cpu"
         and rows.dtype == matrix.dtype == torch.float32
         # A quantised or sharded weight is a class of its own, and knows F.linear alone.
         and type(matrix) in (torch.Tensor, nn.Parameter)
@@ -27,8 +30,6 @@ def _one_dnn_takes(rows: torch.Tensor, matrix: torch.Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.enabled
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from radfm.linear_radfm import Linear, linear
+from radfm.linear_radfm import HAS_ONE_DNN, Linear, linear
 
 ONE_DNN = "mkldnn::_linear_pointwise"
-needs_one_dnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN")
+needs_one_dnn = pytest.mark.skipif(not HAS_ONE_DNN, reason="this PyTorch was built without oneDNN")
 
 
 class Recorded(TorchDispatchMode):

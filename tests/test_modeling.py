@@ -157,14 +157,14 @@ def test_questions_about_encoded_scans_need_no_pixels(model):
 def test_embeddings_in_place_of_a_text_are_answered_too(model):
     text = torch.tensor([[*IMAGE, 5, 6]])
     features = model.get_image_features([torch.rand(1, 32, 32, 8)]).pooler_output
-    with torch.no_grad():
-        embeds = model.get_input_embeddings()(text)
-        embeds[text == model.config.image_token_id] = features[0]
+    embeds = model.get_input_embeddings()(text)
+    embeds[text == model.config.image_token_id] = features[0]
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     asked = model.generate(input_ids=text, image_features=features, **options)
     assert model.generate(inputs_embeds=embeds, **options).tolist() == asked[:, text.shape[1] :].tolist()
 
 
+@torch.no_grad()
 def test_beams_and_samples_of_a_ragged_batch(model):
     batch = left_padded([ids for ids, _ in MIXED])
     scans = [one for _, of_row in MIXED for one in of_row]
