@@ -84,6 +84,7 @@ class Visitor:
         self.page.on("request", lambda request: self._check(request.url, address))
         self.page.goto(address)
         self.page.wait_for_selector("#drop input[type=file]", state="attached")
+        self.page.wait_for_selector("#viewer [data-part=viewer]", state="attached")
         self.page.wait_for_function(f"{VIEWER} !== undefined")
 
     def _check(self, url: str, address: str) -> None:
