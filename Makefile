@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	@./demo.sh
+	@scripts/demo.sh
 
 test: lint
 	$(BIN)/python $(PYTEST)
@@ -36,7 +36,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	sh tests/types.sh $(BIN)/mypy
+	sh scripts/mypy.sh $(BIN)/mypy
 
 test-oldest:
 	python3 -m venv $(OLDEST)

@@ -10,10 +10,10 @@ _HOMES = {
     "RadFMVisionModel": "modeling_radfm",
     "RadFMImageProcessor": "image_processing_radfm",
     "RadFMProcessor": "processing_radfm",
-    "Scan": "scans_radfm",
-    "ScanError": "scans_radfm",
-    "load_scan": "scans_radfm",
-    "list_series": "scans_radfm",
+    "Scan": "load_scan_radfm",
+    "ScanError": "load_scan_radfm",
+    "load_scan": "load_scan_radfm",
+    "list_series": "load_scan_radfm",
 }
 __all__ = list(_HOMES)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .dicom_codestream_radfm import checked_frames
-from .scan_types_radfm import ScanError, first_line
+from .scan_radfm import ScanError, first_line
 
 try:
     import pydicom

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .dicom_header_radfm import HEAD_BYTES, plain_header, tags_of
-from .dicom_stack_radfm import stack_of
-from .scan_types_radfm import Choice, Scan, ScanError, first_line
+from .dicom_volume_radfm import stack_of
+from .scan_radfm import Choice, Scan, ScanError, first_line
 
 try:
     import pydicom

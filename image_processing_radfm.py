@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 
-from .scan_types_radfm import Scan, cropped, hang
-from .scans_radfm import load_scan
+from .load_scan_radfm import load_scan
+from .scan_radfm import Scan, cropped, hang
 
 # Low and high end in HU of the windows that CT is read with.
 CT_WINDOWS = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .scan_types_radfm import Scan, ScanError, finite, first_line
+from .scan_radfm import Scan, ScanError, finite, first_line
 
 try:
     import nibabel

@@ -19,7 +19,7 @@ import pydicom
 from pydicom.data import get_testdata_file
 from pydicom.uid import JPEG2000Lossless, generate_uid
 
-from radfm.scans_radfm import load_scan
+from radfm.load_scan_radfm import load_scan
 
 
 def series(folder: Path, slices: int, side: int, compressed: bool) -> list[Path]:

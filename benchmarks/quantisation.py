@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from radfm.asking import loaded
-from radfm.conversion_radfm import convert
-from radfm.conversion_reference_radfm import cases, greedy_tokens, stages
+from radfm.cli.chat import loaded
+from radfm.conversion.convert import convert
+from radfm.conversion.parity import cases, greedy_tokens, stages
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
+from radfm.training.demo.datasets import Sample, read_packs
 from radfm.training.demo.evaluate import ASKED, Answers
-from radfm.training.demo.packs import Sample, read_packs
-from radfm.training.demo.questions import known_of
+from radfm.training.demo.qa_templates import known_of
 
 ROOT = Path(__file__).parent.parent
 WAYS = ("float32", "bfloat16", "8 bits", "4 bits")

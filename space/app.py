@@ -20,9 +20,9 @@ atexit.register(shutil.rmtree, WORK, ignore_errors=True)
 
 import gradio as gr  # noqa: E402
 
-import page  # noqa: E402
+import markup  # noqa: E402
+from callbacks import Space  # noqa: E402
 from examples import EXAMPLES  # noqa: E402
-from handlers import Space  # noqa: E402
 
 HERE = Path(__file__).parent
 MODEL = os.environ.get("RADFM_MODEL", str(HERE.parent))
@@ -43,7 +43,7 @@ TASKS = {
 def build(space: Space) -> gr.Blocks:
     """The page and its API."""
     with gr.Blocks(title="RadFM", analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(page.TITLE, elem_id="title", padding=False)
+        gr.HTML(markup.TITLE, elem_id="title", padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=340):
                 drop = gr.File(
@@ -57,16 +57,16 @@ def build(space: Space) -> gr.Blocks:
                 notice = gr.HTML(elem_id="notice")
                 viewer = gr.HTML(
                     None,
-                    html_template=page.VIEWER,
-                    js_on_load=page.VIEWER_JS,
-                    head=page.HEAD,
+                    html_template=markup.VIEWER,
+                    js_on_load=markup.VIEWER_JS,
+                    head=markup.HEAD,
                     elem_id="viewer",
                     apply_default_css=False,
                 )
                 with gr.Accordion("About this scan", open=False):
                     facts = gr.HTML("No scan yet.", elem_id="facts", apply_default_css=False)
             with gr.Column(scale=5, min_width=340):
-                chips = gr.HTML(js_on_load=page.CHIPS_JS, head=page.HEAD, elem_id="chips", apply_default_css=False)
+                chips = gr.HTML(js_on_load=markup.CHIPS_JS, head=markup.HEAD, elem_id="chips", apply_default_css=False)
                 chat = gr.Chatbot(
                     label="Conversation",
                     elem_id="chat",
@@ -137,7 +137,7 @@ def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> 
     if wait:
         # Stopped by the machine, it still deletes what it holds.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    gr.set_static_paths([page.STATIC])
+    gr.set_static_paths([markup.STATIC])
     space = Space(model_id, WORK)
     threading.Thread(target=_sweep, args=(space,), daemon=True).start()
     if find_spec("spaces") is not None:
@@ -161,7 +161,7 @@ def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> 
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
         ),
-        css_paths=[page.STATIC / "style.css"],
+        css_paths=[markup.STATIC / "style.css"],
         footer_links=["api"],
     )
     print(f"RadFM is at {address}")

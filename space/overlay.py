@@ -7,7 +7,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from viewing import affine_of
+from viewer import affine_of
 
 
 def on_the_scan(attention: np.ndarray, scan: Any, image_processor: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reading import Reader, Stored, read
+from reader_process import Reader, Stored, read
 
 if TYPE_CHECKING:
-    from answers import Answers, Message
+    from inference import Answers, Message
 
 CHIP = re.compile(r"\[(\d+)\]")
 MARKS = re.compile(r"</?image>|<image_token>")

@@ -1,57 +1,11 @@
-"""Small models and real scans for the tests; what needs data that is not here says so when it skips."""
+"""Fixtures: a small model and real scans; what needs data that is not here says so when it skips."""
 
-import os
 from pathlib import Path
 
 import pytest
-import torch
+from helpers import SHARED, small_model
 
-from radfm.configuration_radfm import RadFMConfig
 from radfm.modeling_radfm import RadFMForConditionalGeneration
-
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("RADFM_SHARED", ROOT.parent / "shared"))
-
-VISION = {
-    "image_size": 64,
-    "max_slices": 32,
-    "patch_size": 16,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 64,
-    "num_image_tokens": 4,
-    "perceiver_num_hidden_layers": 2,
-    "perceiver_num_attention_heads": 2,
-    "perceiver_head_dim": 16,
-    "perceiver_intermediate_size": 64,
-}
-TEXT = {
-    "model_type": "llama",
-    "vocab_size": 103,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-MARKS = {"image_start_token_id": 100, "image_end_token_id": 101, "image_token_id": 102}
-IMAGE = [100, 102, 102, 102, 102, 101]
-
-
-def small_config(**changes) -> RadFMConfig:
-    """A config that a CPU runs in milliseconds."""
-    return RadFMConfig(**{"vision_config": dict(VISION), "text_config": dict(TEXT), **MARKS, **changes})
-
-
-def small_model(**changes) -> RadFMForConditionalGeneration:
-    """A small model with seeded weights."""
-    torch.manual_seed(0)
-    return RadFMForConditionalGeneration(small_config(**changes)).eval()
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from agreement import close, rand, starts
 from radfm_kernels.packed_attention import reference
+from testing import close, rand, starts
 
 ROOT = Path(__file__).parent.parent
 SPEC = importlib.util.spec_from_file_location("build_kernels", ROOT / "build.py")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from agreement import DEVICE
+from testing import DEVICE
 
 ROOT = Path(__file__).parent.parent.parent
 SPEC = importlib.util.spec_from_file_location("small_models", ROOT / "tests" / "conftest.py")

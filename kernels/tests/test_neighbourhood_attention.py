@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from agreement import against_float64, close, rand
 from radfm_kernels.neighbourhood_attention import neighbourhood_attention, reference
 from radfm_kernels.packed_attention import reference as dense
+from testing import against_float64, close, rand
 
 NAMES = ("query", "key", "value")
 

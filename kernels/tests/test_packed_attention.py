@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from agreement import DEVICE, against_float64, close, rand, starts
 from radfm_kernels.packed_attention import packed_attention, reference
+from testing import DEVICE, against_float64, close, rand, starts
 
 SHAPES = {
     "one patch": (1,),

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from agreement import DEVICE, against_float64, close, rand
 from radfm_kernels.patch_embedding import Patch, patch_embedding, reference
+from testing import DEVICE, against_float64, close, rand
 
 NAMES = ("matrix", "bias", "gain", "shift", "rows", "columns", "depths")
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from agreement import against_float64, rand, starts
 from radfm_kernels.perceiver_attention import perceiver_attention, reference
+from testing import against_float64, rand, starts
 
 NAMES = ("query", "key", "value", "own_key", "own_value")
 

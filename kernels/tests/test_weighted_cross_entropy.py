@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
-from agreement import DEVICE, against_float64, close, rand
 from radfm_kernels.weighted_cross_entropy import reference, weighted_cross_entropy
+from testing import DEVICE, against_float64, close, rand
 
 
 def prompt_and_answer(rows, words):

@@ -11,11 +11,11 @@ from radfm.processing_radfm import RadFMProcessor
 
 from .baseline import train_vit
 from .checkpoint import image_processor, new_model, vision_config, write
+from .datasets import read_packs
 from .evaluate import evaluate, save, table
-from .packs import read_packs
-from .questions import train_tokenizer
-from .tower import train_tower
-from .words import train_words
+from .qa_templates import train_tokenizer
+from .stage1_vision import train_tower
+from .stage2_language import train_words
 
 ROOT = Path(__file__).parents[2]
 TOWER_STEPS, WORDS_STEPS, VIT_STEPS = 5000, 2000, 1500

@@ -8,9 +8,9 @@ from torch import nn
 
 from radfm.configuration_radfm import RadFMVisionConfig
 
-from .loop import train
-from .packs import Sample
-from .tower import LabelHeads, Steps, label_loss, targets
+from .datasets import Sample
+from .stage1_vision import LabelHeads, Steps, label_loss, targets
+from .trainer import train
 
 
 class PlainViT(nn.Module):

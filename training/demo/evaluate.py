@@ -19,9 +19,9 @@ from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 
 from .baseline import PlainViT
-from .packs import FINDINGS, LABELS, Sample
-from .questions import OPEN, YES_OR_NO, Asked, ask_closed, known_of
-from .tower import Classifier
+from .datasets import FINDINGS, LABELS, Sample
+from .qa_templates import OPEN, YES_OR_NO, Asked, ask_closed, known_of
+from .stage1_vision import Classifier
 
 ASKED = {name: wordings[0] for name, wordings in OPEN.items()}
 PACKS = ("mednist", "ct_planes_nysbu", "mr_volumes", "brain_tumor_t1ce", "busi_breast_us", "pneumoniamnist_28")

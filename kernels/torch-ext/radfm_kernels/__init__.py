@@ -1,7 +1,7 @@
 """Triton kernels for 3D patches: packed and neighbourhood attention, Perceiver, patch embedding, weighted cross-entropy."""
 
 from . import layers
-from .launching import runs_triton
+from .common import runs_triton
 from .neighbourhood_attention import neighbourhood_attention
 from .packed_attention import packed_attention
 from .patch_embedding import patch_embedding

@@ -8,7 +8,7 @@ keys.
 import torch
 
 from ._ops import NAMESPACE
-from .launching import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
+from .common import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
 
 # Patches of a brick along rows, columns and depth: the last is the one that lies side by side in memory.
 BRICKS = [

@@ -8,7 +8,7 @@ same tiles give the same bits.
 import torch
 
 from ._ops import NAMESPACE
-from .launching import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
+from .common import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
 
 FORWARD_TILES = [
     ({"QUERIES": 128, "KEYS": 64}, 4, 3),

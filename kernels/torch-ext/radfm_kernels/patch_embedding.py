@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ._ops import NAMESPACE
-from .launching import by_autograd, kernel, precision, runs_triton, tl, triton, tuned
+from .common import by_autograd, kernel, precision, runs_triton, tl, triton, tuned
 
 PROJECT_TILES = [
     ({"PATCHES": 64, "OUTPUTS": 128, "VALUES": 64}, 4, 3),

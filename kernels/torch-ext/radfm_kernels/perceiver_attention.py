@@ -8,7 +8,7 @@ backward pass walks over the same spans; each writes its own gradients of keys a
 import torch
 
 from ._ops import NAMESPACE
-from .launching import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
+from .common import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
 
 # Keys that one program attends to: 16 programs a scan and head at 4,096 patches.
 SPAN = 256

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ._ops import NAMESPACE
-from .launching import kernel, runs_triton, tl, triton
+from .common import kernel, runs_triton, tl, triton
 
 # Logits that exist at a time: 1,024 rows of 32,000 words are 64 MB in 16 bits.
 CHUNK_LOGITS = 32 << 20

@@ -1,0 +1,1 @@
+"""The command line `radfm`, one module a command."""

@@ -1,0 +1,27 @@
+"""The command line. Each command imports the model when it runs, so that `radfm --help` is instant."""
+
+import typer
+
+from .ask import ask
+from .convert import convert
+from .demo import demo
+from .inspect import inspect
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (ask, inspect, convert, demo):
+    app.command()(command)
+
+
+@app.callback()
+def radfm() -> None:
+    """RadFM reads 2D and 3D radiology scans and answers in words. For research, not for diagnosis."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

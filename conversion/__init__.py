@@ -1,0 +1,1 @@
+"""The published weights and this repository: names, reading, conversion, tokenizer, another decoder, parity."""
