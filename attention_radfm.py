@@ -30,7 +30,7 @@ KERNELS = "RADFM_KERNELS"
 OFF = "0"
 
 
-class Pack:
+class PackedLengths:
     """Where each scan lies in a packed tensor: `lengths` in rows, and their running sum `cu_seqlens` for kernels."""
 
     def __init__(self, lengths: list[int], device: torch.device):
@@ -42,12 +42,12 @@ class Pack:
 class LatentPack:
     """Latents and the patches that they ask: `keys` are a scan's patches and then its own latents."""
 
-    def __init__(self, patches: Pack, latents: int, device: torch.device):
+    def __init__(self, patches: PackedLengths, latents: int, device: torch.device):
         self.patches, self.latents = patches, latents
-        self.queries = Pack([latents] * len(patches.lengths), device)
-        self.keys = Pack([length + latents for length in patches.lengths], device)
+        self.queries = PackedLengths([latents] * len(patches.lengths), device)
+        self.keys = PackedLengths([length + latents for length in patches.lengths], device)
 
-    def joined(self, of_patches: torch.Tensor, of_latents: torch.Tensor) -> torch.Tensor:
+    def interleave(self, of_patches: torch.Tensor, of_latents: torch.Tensor) -> torch.Tensor:
         """Rows of patches and of latents in the order of `keys`."""
         scans = zip(of_patches.split(self.patches.lengths), of_latents.split(self.latents), strict=True)
         return torch.cat([rows for scan in scans for rows in scan])
@@ -84,7 +84,7 @@ def radfm_attention(module, query, key, value, attention_mask=None, *, scaling=N
     """Attention by RadFM's kernels where a pack is given; anything else (a decoder's text) is PyTorch's.
 
     Shapes as every attention of transformers; a pack is one batch, with `cu_seq_lens_q` and `cu_seq_lens_k`, or with
-    `own_key` and `own_value` for latents that ask patches and themselves.
+    `latent_key` and `latent_value` for latents that ask patches and themselves.
     """
     # A decoder's padding-free batch comes with the same names, and with a mask that keeps its texts apart.
     if "cu_seq_lens_k" not in options or module.is_causal:
@@ -92,8 +92,8 @@ def radfm_attention(module, query, key, value, attention_mask=None, *, scaling=N
     found: Any = kernels_for(query.device)
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]
     starts, longest = options["cu_seq_lens_k"], options["max_length_k"]
-    if "own_key" in options:
-        output = found.perceiver_attention(*rows, options["own_key"], options["own_value"], starts, longest, scaling)
+    if "latent_key" in options:
+        output = found.perceiver_attention(*rows, options["latent_key"], options["latent_value"], starts, longest, scaling)
     else:
         own, most = options["cu_seq_lens_q"], options["max_length_q"]
         output = found.packed_attention(*rows, own, starts, most, longest, scaling)
@@ -104,7 +104,7 @@ AttentionInterface.register("radfm", radfm_attention)
 AttentionMaskInterface.register("radfm", sdpa_mask)
 
 
-def by_kernels(module: Any, query: torch.Tensor) -> bool:
+def uses_kernels(module: Any, query: torch.Tensor) -> bool:
     """Whether an attention module's own kernels run: they are asked for, the device has them, and nothing is dropped."""
     if module.config._attn_implementation != "radfm":
         return False
@@ -115,34 +115,34 @@ def by_kernels(module: Any, query: torch.Tensor) -> bool:
 
 
 def latent_attention(
-    module: Any, query: torch.Tensor, key_value: torch.Tensor, own_key_value: torch.Tensor, pack: LatentPack
+    module: Any, query: torch.Tensor, key_value: torch.Tensor, latent_key_value: torch.Tensor, pack: LatentPack
 ) -> torch.Tensor:
     """Attention of each scan's latents over its patches and themselves.
 
     Args:
         query: (latents of all scans, heads, head width).
         key_value: (patches of all scans, 2, heads, head width).
-        own_key_value: (latents of all scans, 2, heads, head width).
+        latent_key_value: (latents of all scans, 2, heads, head width).
 
     Returns:
         (latents of all scans, heads · head width).
     """
-    if not by_kernels(module, query):
-        key, value = pack.joined(key_value, own_key_value).unbind(1)
+    if not uses_kernels(module, query):
+        key, value = pack.interleave(key_value, latent_key_value).unbind(1)
         return packed_attention(module, query, key, value, pack.queries, pack.keys)
     key, value = (part[None].transpose(1, 2) for part in key_value.unbind(1))
-    own_key, own_value = own_key_value.unbind(1)
+    latent_key, latent_value = latent_key_value.unbind(1)
     options = {"cu_seq_lens_k": pack.patches.cu_seqlens, "max_length_k": pack.patches.max_length}
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
     output, _ = attend(
         module, query[None].transpose(1, 2), key, value, attention_mask=None, scaling=module.scaling,
-        own_key=own_key, own_value=own_value, **options,
+        latent_key=latent_key, latent_value=latent_value, **options,
     )  # fmt: skip
     return output[0].flatten(1)
 
 
 def packed_attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Pack, keys: Pack
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: PackedLengths, keys: PackedLengths
 ) -> torch.Tensor:
     """Attention of each scan over its own keys, by whichever implementation `module.config` names.
 
@@ -158,7 +158,7 @@ def packed_attention(
     """
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
     options = {"scaling": module.scaling, "is_causal": False, "dropout": module.dropout if module.training else 0.0}
-    if is_flash_attention_requested(module.config) or by_kernels(module, query):
+    if is_flash_attention_requested(module.config) or uses_kernels(module, query):
         options.update(cu_seq_lens_q=queries.cu_seqlens, cu_seq_lens_k=keys.cu_seqlens)
         options.update(max_length_q=queries.max_length, max_length_k=keys.max_length)
         runs = [(sum(queries.lengths), sum(keys.lengths), 1)]

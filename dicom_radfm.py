@@ -12,7 +12,7 @@ from typing import Any
 
 from .dicom_header_radfm import HEAD_BYTES, plain_header, tags_of
 from .dicom_volume_radfm import stack_of
-from .scan_radfm import Choice, Scan, ScanError, first_line
+from .scan_radfm import ReadOptions, Scan, ScanError, first_line
 
 try:
     import pydicom
@@ -122,7 +122,7 @@ def describe_series(name: str, instances: list[Instance]) -> list[str]:
     return [f"{uid} · {title_of(files[0])} · {len(files)} files" for uid, files in _series(name, instances)]
 
 
-def scan_of_instances(name: str, instances: list[Instance], choice: Choice) -> Scan:
+def scan_of_instances(name: str, instances: list[Instance], choice: ReadOptions) -> Scan:
     """The chosen series of some files, or the largest, as one scan. Raises `ScanError`."""
     try:
         with warnings.catch_warnings():
@@ -134,7 +134,7 @@ def scan_of_instances(name: str, instances: list[Instance], choice: Choice) -> S
         raise ScanError(f"{name}: its header holds values that cannot be understood ({first_line(error)[:160]}).") from error
 
 
-def _chosen(name: str, instances: list[Instance], choice: Choice) -> Scan:
+def _chosen(name: str, instances: list[Instance], choice: ReadOptions) -> Scan:
     groups = _series(name, instances)
     if choice.series is not None:
         wanted = str(choice.series)

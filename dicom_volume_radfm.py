@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .dicom_pixels_radfm import inverted, rescale_of, stored_pixels, suv_factor, to_native, windows_of
-from .scan_radfm import Choice, Scan, ScanError
+from .scan_radfm import ReadOptions, Scan, ScanError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Frames of these are slices; of the others (ultrasound, angiography, endoscopy) moments in time.
@@ -47,7 +47,7 @@ class Slice:
         return str(header.get(word, ""))
 
 
-def stack_of(name: str, instances: list[Any], choice: Choice) -> Scan:
+def stack_of(name: str, instances: list[Any], choice: ReadOptions) -> Scan:
     """One scan of a series' files, of several volumes at one place the chosen one. Raises `ScanError`."""
     volume, max_bytes = choice.volume, choice.max_bytes
     header = instances[0].header
@@ -167,7 +167,7 @@ def _number(text: str) -> float:
         return float("inf")
 
 
-def _volume(name: str, slices: list[Slice], along: np.ndarray, notes: list[str], choice: Choice) -> Scan:
+def _volume(name: str, slices: list[Slice], along: np.ndarray, notes: list[str], choice: ReadOptions) -> Scan:
     first = slices[0]
     assert first.position is not None and first.orientation is not None
     if first.pixel_mm is None:

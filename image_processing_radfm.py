@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 
 from .load_scan_radfm import load_scan
-from .scan_radfm import Scan, cropped, hang
+from .scan_radfm import Scan, crop_to_foreground, to_radiological_view
 
 # Low and high end in HU of the windows that CT is read with.
 CT_WINDOWS = {
@@ -84,29 +84,29 @@ class RadFMImageProcessor(ImageProcessingMixin):
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         """Scans, or whatever `load_scan` reads, one or a list → `pixel_values`: a list of (C, H, W, D) float32."""
         scans = images if isinstance(images, list | tuple) else [images]
-        return BatchFeature({"pixel_values": [self.prepare(scan) for scan in scans]})
+        return BatchFeature({"pixel_values": [self.preprocess(scan) for scan in scans]})
 
-    def prepare(self, source: Any) -> torch.Tensor:
+    def preprocess(self, source: Any) -> torch.Tensor:
         """One scan, or what `load_scan` reads → (C, image_size, image_size, D), float32 in 0…1."""
         if self.preset == "published":
             return self._published(load_scan(source))
-        scan = self.view(load_scan(source))
+        scan = self.orient_and_crop(load_scan(source))
         voxels = torch.from_numpy(np.ascontiguousarray(scan.voxels))
-        channels = [((voxels - low) / max(high - low, 1e-6)).clamp(0, 1) for low, high in self.windows(scan)]
+        channels = [((voxels - low) / max(high - low, 1e-6)).clamp(0, 1) for low, high in self.intensity_windows(scan)]
         voxels = torch.cat(channels)
         if len(voxels) > self.num_channels:
             voxels = torch.einsum("c, chwd -> hwd", torch.tensor(LUMA), voxels)[None]
-        return self._fit(voxels, self.size(scan))
+        return self._fit(voxels, self.target_size(scan))
 
-    def view(self, scan: Scan) -> Scan:
+    def orient_and_crop(self, scan: Scan) -> Scan:
         """What of a scan is looked at, before its greys and its size are changed: hung, and cut to the body if asked."""
-        scan = hang(scan)
+        scan = to_radiological_view(scan)
         if not self.crop_to_body:
             return scan
         lowest, highest = float(scan.voxels.min()), float(scan.voxels.max())
-        return cropped(scan, AIR_HU if scan.modality == "CT" else lowest + DARK * (highest - lowest))
+        return crop_to_foreground(scan, AIR_HU if scan.modality == "CT" else lowest + DARK * (highest - lowest))
 
-    def windows(self, scan: Scan) -> list[tuple[float, float]]:
+    def intensity_windows(self, scan: Scan) -> list[tuple[float, float]]:
         """For each channel that is made of a scan's own, the grey values (low, high) that become 0 and 1."""
         if scan.modality == "CT":
             named = self.ct_window if isinstance(self.ct_window, list) else [self.ct_window]
@@ -118,14 +118,14 @@ class RadFMImageProcessor(ImageProcessingMixin):
             low, high = float(scan.voxels.min()), float(scan.voxels.max())
         return [(float(low), float(high))]
 
-    def slices(self, depth: float) -> int:
+    def target_depth(self, depth: float) -> int:
         """The nearest multiple of the patch depth within bounds, the smaller of two that are equally near; 1 of 1."""
         if depth == 1:
             return 1
         patches = int(np.ceil(depth / self.patch_depth - 0.5))
         return min(max(patches, 1), self.max_slices // self.patch_depth) * self.patch_depth
 
-    def size(self, scan: Scan) -> tuple[int, int, int]:
+    def target_size(self, scan: Scan) -> tuple[int, int, int]:
         """Height, width and depth to which a scan is resampled, before it is cut or padded to the square."""
         height, width, depth = scan.voxels.shape[1:]
         millimetres = scan.spacing or (1.0, 1.0, 1.0)
@@ -133,10 +133,10 @@ class RadFMImageProcessor(ImageProcessingMixin):
             wanted = [n * mm / to for n, mm, to in zip((height, width, depth), millimetres, self.spacing, strict=True)]
             return max(round(wanted[0]), 1), max(round(wanted[1]), 1), max(round(wanted[2]), 1) if depth > 1 else 1
         if not self.keep_aspect:
-            return self.image_size, self.image_size, self.slices(depth)
+            return self.image_size, self.image_size, self.target_depth(depth)
         extent = height * millimetres[0], width * millimetres[1]
         rows, columns = (max(round(self.image_size * side / max(extent)), 1) for side in extent)
-        return rows, columns, self.slices(depth)
+        return rows, columns, self.target_depth(depth)
 
     def _fit(self, voxels: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
         rows, columns, slices = size
@@ -147,7 +147,7 @@ class RadFMImageProcessor(ImageProcessingMixin):
             lines = planes.permute(1, 2, 3, 0).flatten(0, 1)[None]
             lines = F.interpolate(lines, (columns, slices), mode="bilinear", antialias=True, align_corners=False)
             planes = lines[0].view(len(voxels), rows, columns, slices).permute(3, 0, 1, 2)
-        depth = self.slices(slices)
+        depth = self.target_depth(slices)
         pads = [pad for n, to in ((columns, self.image_size), (rows, self.image_size)) for pad in _around(n, to)]
         before, after = _around(slices, depth)
         return F.pad(planes, (*pads, 0, 0, before, after)).permute(1, 2, 3, 0).contiguous()
@@ -160,7 +160,7 @@ class RadFMImageProcessor(ImageProcessingMixin):
             return (flat / 255).clamp(0, 1)[0, ..., None]
         low, high = voxels.min(), voxels.max()
         voxels = (voxels - low) / (high - low).clamp_min(1e-6)
-        return F.interpolate(voxels[None], (*size, self.slices(voxels.shape[-1])), mode="nearest")[0]
+        return F.interpolate(voxels[None], (*size, self.target_depth(voxels.shape[-1])), mode="nearest")[0]
 
 
 def _around(n: int, to: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .scan_radfm import Choice, Scan, ScanError, finite, first_line
+from .scan_radfm import ReadOptions, Scan, ScanError, first_line, replace_nonfinite
 
 MAX_BYTES = 2 << 30
 MAX_FILES = 100_000
@@ -47,7 +47,7 @@ def load_scan(
     Raises:
         ScanError: one line that names the source and says why it is no scan.
     """
-    choice = Choice(series, volume, allow_missing, max_bytes)
+    choice = ReadOptions(series, volume, allow_missing, max_bytes)
     if all(hasattr(source, name) for name in ("voxels", "affine", "spacing")):
         return source
     if isinstance(source, str | os.PathLike):
@@ -94,7 +94,7 @@ def list_series(source: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> lis
     return describe_series(str(path), instances)
 
 
-def _read_path(path: Path, choice: Choice) -> Scan:
+def _read_path(path: Path, choice: ReadOptions) -> Scan:
     try:
         if not path.exists():
             raise ScanError(f"{path}: there is no such file or folder.")
@@ -129,7 +129,7 @@ def _is_nifti(head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b" or head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0"
 
 
-def _read_content(name: str, content: bytes, choice: Choice) -> Scan:
+def _read_content(name: str, content: bytes, choice: ReadOptions) -> Scan:
     from .dicom_radfm import looks_like_dicom, parse, scan_of_instances
 
     if not looks_like_dicom(content[:132]):
@@ -172,7 +172,7 @@ def _instances(files: Iterable[Path], max_bytes: int) -> tuple[list[Any], list[P
     return parse_all(dicom, max_bytes), others
 
 
-def _read_files(name: str, files: Iterable[Path], choice: Choice) -> Scan:
+def _read_files(name: str, files: Iterable[Path], choice: ReadOptions) -> Scan:
     from .dicom_radfm import scan_of_instances
 
     try:
@@ -216,7 +216,7 @@ def _dicom_members(members: list[tuple[str, bytes]], max_bytes: int) -> list[Any
     return parse_all([(file, data) for file, data in members if looks_like_dicom(data[:132])], max_bytes)
 
 
-def _scan_of_zip(name: str, content: bytes, choice: Choice) -> Scan:
+def _scan_of_zip(name: str, content: bytes, choice: ReadOptions) -> Scan:
     from .dicom_radfm import scan_of_instances
 
     members = _members(name, content, choice.max_bytes)
@@ -259,7 +259,7 @@ def _scan_of_array(array: np.ndarray, name: str, max_bytes: int) -> Scan:
             f"{name}: shape {array.shape} is not (height, width), (height, width, depth), RGB (height, width, 3) as uint8, "
             "or (channels, height, width, depth) with 1 or 3 channels."
         )
-    return finite(Scan(voxels.astype(np.float32), windows=windows), name)
+    return replace_nonfinite(Scan(voxels.astype(np.float32), windows=windows), name)
 
 
 def _read_picture(name: str, content: bytes, max_bytes: int) -> Scan:

@@ -1,7 +1,7 @@
 """RadFM: scans → 3D vision transformer → Perceiver → image tokens in a decoder's text (arXiv 2308.02463, Methods).
 
 Sizes in docstrings: N scans, L patches of one scan, P patches of all scans, T tokens of a text, B texts. Scans are never
-padded: the vision tower works on packed patches (P, width), and `Pack` says which of them belong to which scan.
+padded: the vision tower works on packed patches (P, width), and `PackedLengths` says which of them belong to which scan.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .attention_radfm import LatentPack, Pack, kernels_for, latent_attention, packed_attention
+from .attention_radfm import LatentPack, PackedLengths, kernels_for, latent_attention, packed_attention
 from .configuration_radfm import RadFMConfig, RadFMVisionConfig
 from .linear_radfm import Linear, linear
 
@@ -166,7 +166,7 @@ class RadFMVisionAttention(nn.Module):
         self.qkv = Linear(config.hidden_size, 3 * self.heads * self.head_dim, bias=False)
         self.output = Linear(self.heads * self.head_dim, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, pack: Pack) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, pack: PackedLengths) -> torch.Tensor:
         query, key, value = self.qkv(hidden_states).view(-1, 3, self.heads, self.head_dim).unbind(1)
         return self.output(packed_attention(self, query, key, value, pack, pack))
 
@@ -195,7 +195,7 @@ class RadFMVisionLayer(GradientCheckpointingLayer):
         self.mlp = RadFMMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: torch.Tensor, pack: Pack) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, pack: PackedLengths) -> torch.Tensor:
         hidden_states = hidden_states + self.dropout(self.attention(self.attention_norm(hidden_states), pack))
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
@@ -223,7 +223,7 @@ class RadFMPerceiverAttention(nn.Module):
         )
         return self.output(latent_attention(self, query, key_value, own, pack))
 
-    def over_patches(self, latents: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    def patch_attention(self, latents: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """One scan's attention weights on its patches (L, width) → (L,), the mean over heads and latents."""
         latents = self.latents_norm(latents)
         query = self.query(latents).view(-1, self.heads, self.head_dim)
@@ -256,7 +256,7 @@ class RadFMPerceiver(nn.Module):
         self.layers = nn.ModuleList(RadFMPerceiverLayer(config) for _ in range(config.perceiver_num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, patches: torch.Tensor, pack: Pack) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, pack: PackedLengths) -> torch.Tensor:
         """Packed patches (P, width) → (N, image tokens, width)."""
         tokens, scans = len(self.latents), len(pack.lengths)
         beside = LatentPack(pack, tokens, patches.device)
@@ -375,7 +375,7 @@ class RadFMVisionModel(RadFMPreTrainedModel):
             pooler_output=list(self.perceiver(patches, pack)),
         )
 
-    def encode_patches(self, pixel_values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Pack]:
+    def encode_patches(self, pixel_values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, PackedLengths]:
         """The vision transformer without the Perceiver: packed patches (P, width) in the order of the scans."""
         if len(pixel_values) == 0:
             raise ValueError("pixel_values holds no scan; leave it out for a text without images.")
@@ -393,13 +393,13 @@ class RadFMVisionModel(RadFMPreTrainedModel):
             embedded.append(self.patch_embedding(stack))
             lengths += [len(embedded[-1]) // len(stack)] * len(stack)
         patches = torch.cat(embedded)
-        pack = Pack(lengths, patches.device)
+        pack = PackedLengths(lengths, patches.device)
         for layer in self.layers:
             patches = layer(patches, pack)
         if order == sorted(order):
             return patches, pack
         given, per_scan = sorted(range(len(order)), key=order.__getitem__), patches.split(lengths)
-        return torch.cat([per_scan[i] for i in given]), Pack([lengths[i] for i in given], patches.device)
+        return torch.cat([per_scan[i] for i in given]), PackedLengths([lengths[i] for i in given], patches.device)
 
     @torch.no_grad()
     def image_attention(self, pixel_values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -420,10 +420,10 @@ class RadFMVisionModel(RadFMPreTrainedModel):
         grids = []
         for scan, own in zip(pixel_values, patches.split(pack.lengths), strict=True):
             latents, tokens = self.perceiver.latents, len(self.perceiver.latents)
-            beside = LatentPack(Pack([len(own)], own.device), tokens, own.device)
+            beside = LatentPack(PackedLengths([len(own)], own.device), tokens, own.device)
             for layer in earlier:
                 latents = layer(latents, own, beside)
-            grids.append(last.attention.over_patches(latents, own).view(self.patch_embedding.grid(scan.shape)))
+            grids.append(last.attention.patch_attention(latents, own).view(self.patch_embedding.grid(scan.shape)))
         return grids
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .scan_radfm import Scan, ScanError, finite, first_line
+from .scan_radfm import Scan, ScanError, first_line, replace_nonfinite
 
 try:
     import nibabel
@@ -82,7 +82,7 @@ def scan_of_nibabel(image: Any, name: str, volume: int | None, max_bytes: int) -
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ScanError(f"{name}: its affine is singular, so nothing says where the voxels lie.")
     mm = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
-    scan = finite(Scan(values.astype(np.float32), affine, mm, warnings=notes), name)
+    scan = replace_nonfinite(Scan(values.astype(np.float32), affine, mm, warnings=notes), name)
     lowest, highest = scan.voxels.min(), scan.voxels.max()
     if AIR[0] <= lowest <= AIR[1] and highest >= BONE:
         scan.modality = "CT"

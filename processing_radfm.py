@@ -119,7 +119,7 @@ class RadFMProcessor(ProcessorMixin):
         options = {**kwargs, **kwargs.get("text_kwargs", {})}
         rows, scans = [], []
         for one, its_scans in zip(texts, per_text, strict=True):
-            filled = PLACE.sub(self.image_text, one)
+            filled = PLACE.sub(self.full_image_sequence, one)
             own_bos = bool(self.tokenizer.bos_token) and one.startswith(self.tokenizer.bos_token)
             ids = self.tokenizer(filled, add_special_tokens=add_special_tokens and not own_bos)["input_ids"]
             if truncation and max_length is not None and len(ids) > max_length:
@@ -137,7 +137,7 @@ class RadFMProcessor(ProcessorMixin):
         return inputs
 
     @property
-    def image_text(self) -> str:
+    def full_image_sequence(self) -> str:
         """What one scan is in a text: put in place of `<image>` where the model gets `image_features` and no scan."""
         return IMAGE_START + IMAGE_TOKEN * self.num_image_tokens + IMAGE_END
 

@@ -11,13 +11,32 @@ class ScanError(ValueError):
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a caller of `load_scan` asked for, handed down to the readers."""
+class ReadOptions:
+    """The keyword arguments of `load_scan`, which documents them."""
 
     series: str | int | None
     volume: int | None
     allow_missing: bool
     max_bytes: int
+
+
+@dataclass
+class ReadContext:
+    """What every reader needs besides the bytes.
+
+    Args:
+        name: the source as error messages name it: a path, or "the array" where there is none.
+        options: the keyword arguments of `load_scan`.
+        warnings: collected while reading; they end up in `Scan.warnings`.
+    """
+
+    name: str
+    options: ReadOptions
+    warnings: list[str] = field(default_factory=list)
+
+    def error(self, reason: str) -> ScanError:
+        """A `ScanError` whose one line starts with the name of the source."""
+        return ScanError(f"{self.name}: {reason}")
 
 
 @dataclass(eq=False)
@@ -63,7 +82,7 @@ HANGING = {
 }
 
 
-def hang(scan: Scan) -> Scan:
+def to_radiological_view(scan: Scan) -> Scan:
     """The same scan with rows, columns and slices as a radiologist hangs them; unchanged where it has no affine.
 
     Slices run along the axis of acquisition: the one with clearly the widest spacing, or else clearly the fewest voxels,
@@ -90,7 +109,7 @@ def hang(scan: Scan) -> Scan:
     return replace(scan, voxels=voxels, affine=affine, spacing=spacing, warnings=list(scan.warnings))
 
 
-def reoriented(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float]]:
+def to_ras(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Voxels (channels, R, A, S) of a scan with an affine, each axis running to its letter, and their spacing in mm."""
     if scan.affine is None or scan.spacing is None:
         raise ScanError("A scan without an affine has no patient axes.")
@@ -101,7 +120,7 @@ def reoriented(scan: Scan) -> tuple[np.ndarray, tuple[float, float, float]]:
     return np.flip(voxels, tuple(flips)), (scan.spacing[order[0]], scan.spacing[order[1]], scan.spacing[order[2]])
 
 
-def cropped(scan: Scan, threshold: float) -> Scan:
+def crop_to_foreground(scan: Scan, threshold: float) -> Scan:
     """The smallest box that holds all voxels above a grey value, and where it lies; all of the scan where none is."""
     body = np.asarray(np.any(scan.voxels > threshold, axis=0))
     box = [slice(None)]
@@ -139,7 +158,7 @@ def _closest_axes(directions: np.ndarray) -> list[int]:
     return axes
 
 
-def finite(scan: Scan, name: str) -> Scan:
+def replace_nonfinite(scan: Scan, name: str) -> Scan:
     """The scan with NaN and infinity replaced by its lowest finite value, and a warning that says how many there were."""
     good = np.isfinite(scan.voxels)
     if good.all():

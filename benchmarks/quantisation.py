@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from radfm.cli.chat import loaded
+from radfm.cli.chat import load_model
 from radfm.conversion.convert import convert
 from radfm.conversion.parity import cases, greedy_tokens, stages
 from radfm.modeling_radfm import RadFMForConditionalGeneration
@@ -30,7 +30,7 @@ SCANS = 400
 
 def load(folder: Path, way: str) -> Any:
     if way in ("8 bits", "4 bits"):
-        return loaded(str(folder), "cpu", int(way[0]))
+        return load_model(str(folder), "cpu", int(way[0]))
     return RadFMForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, way)).eval()
 
 
@@ -78,8 +78,8 @@ def next_word_logits(
     """Logits (words of all answers, vocabulary) where each answer's next word is said, given the words before it."""
     found = []
     for sample, question, answer in zip(samples, questions, answers, strict=True):
-        prompt = processor(text=processor.image_text + question, return_tensors="pt")["input_ids"].shape[1]
-        inputs = processor(text=f"{processor.image_text}{question} {answer}", return_tensors="pt")
+        prompt = processor(text=processor.full_image_sequence + question, return_tensors="pt")["input_ids"].shape[1]
+        inputs = processor(text=f"{processor.full_image_sequence}{question} {answer}", return_tensors="pt")
         logits = model(**inputs, pixel_values=[sample.pixels.float() / 255]).logits[0, prompt - 1 :]
         found.append(logits[:, : model.config.image_start_token_id].float())
     return torch.cat(found)

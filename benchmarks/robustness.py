@@ -124,14 +124,14 @@ def ways(folder: Path) -> Iterator[tuple[str, Any, str]]:
 
 def main() -> None:
     processor = RadFMImageProcessor(image_size=96, max_slices=32, num_channels=1, keep_aspect=True)
-    wanted = processor.prepare(volume())
+    wanted = processor.preprocess(volume())
     print("| stored as | largest difference | mean | why |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name, source, why in ways(Path(folder)):
-            got = processor.prepare(source)
+            got = processor.preprocess(source)
             if got.shape != wanted.shape:
                 got = torch.nn.functional.interpolate(got[None], wanted.shape[1:], mode="trilinear")[0]
-                why += f"; depth {processor.prepare(source).shape[-1]} instead of {wanted.shape[-1]}"
+                why += f"; depth {processor.preprocess(source).shape[-1]} instead of {wanted.shape[-1]}"
             difference = (got - wanted).abs()
             print(f"| {name} | {difference.max():.2g} | {difference.mean():.2g} | {why} |")
 

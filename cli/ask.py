@@ -66,17 +66,17 @@ def ask(
     if plan:
         _print_plan(model, sources, scans, device, max_new_tokens)
         return
-    from .chat import Asker
+    from .chat import ChatSession
 
-    asker = Asker(model, device, bits)
-    asker.show(scans)
+    session = ChatSession(model, device, bits)
+    session.set_scans(scans)
     if question is None:
-        _converse(asker, max_new_tokens)
+        _converse(session, max_new_tokens)
     elif as_json:
-        answer = asker.ask(question, max_new_tokens)
+        answer = session.ask(question, max_new_tokens)
         print(json.dumps(_answer(model, question, answer, sources, scans, time.time() - start), ensure_ascii=False))
     else:
-        asker.ask(question, max_new_tokens, stream=True)
+        session.ask(question, max_new_tokens, stream=True)
 
 
 def _split(words: list[str]) -> tuple[list[str], str | None]:
@@ -98,7 +98,7 @@ def _answer(
     return {"model": model, "question": question, "answer": answer, "scans": described, "seconds": round(seconds, 2)}
 
 
-def _converse(asker: Any, max_new_tokens: int) -> None:
+def _converse(session: Any, max_new_tokens: int) -> None:
     print("Ask about the scan; an empty line ends the conversation.", file=sys.stderr)
     while True:
         try:
@@ -108,7 +108,7 @@ def _converse(asker: Any, max_new_tokens: int) -> None:
             return
         if question.lower() in END_OF_CONVERSATION:
             return
-        asker.ask(question, max_new_tokens, stream=True)
+        session.ask(question, max_new_tokens, stream=True)
 
 
 def _print_plan(model: str, sources: list[str], scans: list["Scan"], device: str, max_new_tokens: int) -> None:

@@ -19,7 +19,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def loaded(model: str, device: str, bits: int | None) -> Any:
+def load_model(model: str, device: str, bits: int | None) -> Any:
     """The model in 32 bits on a CPU and as it is stored elsewhere; spread over GPUs and memory ("auto"), or quantised."""
     device = device or default_device()
     if bits is None and device != "auto":
@@ -40,7 +40,7 @@ def loaded(model: str, device: str, bits: int | None) -> Any:
     ).eval()
 
 
-class Words(TextStreamer):
+class AnswerStreamer(TextStreamer):
     """Prints an answer as it is said, without the space that parts it from the question."""
 
     def __init__(self, tokenizer: Any):
@@ -53,14 +53,14 @@ class Words(TextStreamer):
         super().on_finalized_text(text, stream_end)
 
 
-class Asker:
+class ChatSession:
     """A model, the scans it was shown, and what was said about them so far."""
 
     def __init__(self, model: str, device: str = "", bits: int | None = None):
         """`device` "auto" spreads the weights over GPUs, memory and disk; `bits` (4 or 8) quantises the decoder."""
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        self.model = loaded(model, device, bits)
+        self.model = load_model(model, device, bits)
         self.device = self.model.device
         self.processor = RadFMProcessor.from_pretrained(model)
         self.messages: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ class Asker:
         self.scans = 0
 
     @torch.inference_mode()
-    def show(self, scans: Sequence[Scan]) -> None:
+    def set_scans(self, scans: Sequence[Scan]) -> None:
         """Start a conversation about these scans; they are encoded here and never again."""
         self.messages, self.scans = [], len(scans)
         pixel_values = [scan.to(self.device) for scan in self.processor.image_processor(list(scans))["pixel_values"]]
@@ -80,9 +80,9 @@ class Asker:
         images = [] if self.messages else [{"type": "image"}] * self.scans
         self.messages.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
         text = self.processor.apply_chat_template(self.messages, add_generation_prompt=True)
-        text = text.replace("<image>", self.processor.image_text)
+        text = text.replace("<image>", self.processor.full_image_sequence)
         inputs = self.processor(text=text, return_tensors="pt").to(self.device)
-        streamer = Words(self.processor.tokenizer) if stream else None
+        streamer = AnswerStreamer(self.processor.tokenizer) if stream else None
         said = self.model.generate(
             **inputs,
             image_features=self.image_features,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from radfm.image_processing_radfm import RadFMImageProcessor
-from radfm.scan_radfm import Scan, ScanError, reoriented
+from radfm.scan_radfm import Scan, ScanError, to_ras
 
 LETTERS = ("LR", "PA", "IS")
 PLANES = ("axial", "coronal", "sagittal")
@@ -50,14 +50,14 @@ def draw(scan: Scan, file: Path) -> None:
         from PIL import Image
     except ImportError as error:
         raise ScanError(f"{file}: drawing a picture needs Pillow: pip install pillow.") from error
-    low, high = RadFMImageProcessor().windows(scan)[0]
+    low, high = RadFMImageProcessor().intensity_windows(scan)[0]
     if scan.affine is None or scan.spacing is None or not scan.is_volume:
         mm = scan.spacing or (1.0, 1.0, 1.0)
         ends = None if scan.affine is None else _ends(*_letters(scan.affine)[:2])
         middle = scan.voxels[..., scan.voxels.shape[-1] // 2]
         panels = [_panel(middle, (mm[0], mm[1]), (low, high), ends, scan.spacing is not None)]
     else:
-        voxels, spacing = reoriented(scan)
+        voxels, spacing = to_ras(scan)
         panels = []
         for plane in PLANES:
             rows, columns, through = AXES[plane]

@@ -19,8 +19,8 @@ def plan(model: str, sources: Sequence[str], scans: Sequence[Scan], device: str,
     patches = []
     for source, scan in zip(sources, scans, strict=True):
         yield f"{source}: {scan.modality or 'modality unknown'}, {_shape(scan.voxels.shape[1:])} voxels{_mm(scan.spacing)}"
-        yield from _resampling(processor.image_processor, processor.image_processor.view(scan))
-        shape = _shape_in(processor.image_processor, processor.image_processor.view(scan))
+        yield from _resampling(processor.image_processor, processor.image_processor.orient_and_crop(scan))
+        shape = _shape_in(processor.image_processor, processor.image_processor.orient_and_crop(scan))
         patches.append(_patches(config, shape))
         yield f"  into the model: {_shape(shape)}, {patches[-1]} patches, {config.num_image_tokens} image tokens"
     tokens = len(scans) * (config.num_image_tokens + 2) + max_new_tokens
@@ -29,11 +29,11 @@ def plan(model: str, sources: Sequence[str], scans: Sequence[Scan], device: str,
 
 
 def _resampling(processor: RadFMImageProcessor, scan: Scan) -> Iterator[str]:
-    for low, high in processor.windows(scan):
+    for low, high in processor.intensity_windows(scan):
         below, above = (scan.voxels < low).mean(), (scan.voxels > high).mean()
         unit = " HU" if scan.modality == "CT" else ""
         yield f"  grey values {low:g} to {high:g}{unit}: {below:.0%} of the voxels lie below and {above:.0%} above"
-    size, before = processor.size(scan), scan.voxels.shape[1:]
+    size, before = processor.target_size(scan), scan.voxels.shape[1:]
     finer = [b / s for b, s in zip(before, size, strict=True)]
     line = f"  resampled to {_shape(size)}"
     if scan.spacing is not None:
@@ -47,7 +47,7 @@ def _resampling(processor: RadFMImageProcessor, scan: Scan) -> Iterator[str]:
 
 
 def _shape_in(processor: RadFMImageProcessor, scan: Scan) -> tuple[int, int, int]:
-    return processor.image_size, processor.image_size, processor.slices(processor.size(scan)[2])
+    return processor.image_size, processor.image_size, processor.target_depth(processor.target_size(scan)[2])
 
 
 def _patches(config: RadFMConfig, shape: tuple[int, int, int]) -> int:

@@ -90,7 +90,7 @@ class Space:
         """What the viewer is told of the scan that is looked at."""
         stored = session.scans[session.current - 1]
         scan = stored.load(self.repository.scan_class)
-        return viewer.viewer_value(session.current, stored, scan, self.repository.hang(scan), markup.address)
+        return viewer.viewer_value(session.current, stored, scan, self.repository.to_radiological_view(scan), markup.address)
 
     def select(self, event: gr.EventData, request: gr.Request) -> tuple:
         """Another chip → chips, viewer, facts, downloads."""
@@ -110,7 +110,7 @@ class Space:
         value = self.value(session)
         first = value["windows"][0] if value["windows"] else {"low": 0.0, "high": 255.0}
         low, high = (event._data.get(end, first[end]) for end in ("low", "high"))
-        hung = self.repository.hang(stored.load(self.repository.scan_class))
+        hung = self.repository.to_radiological_view(stored.load(self.repository.scan_class))
         pictures = viewer.draw_slices(hung, (low, high), stored.folder / f"slices-{low:g}-{high:g}")
         return {**value, "pictures": [markup.address(file) for file in pictures]}
 

@@ -25,7 +25,7 @@ def on_the_scan(attention: np.ndarray, scan: Any, image_processor: Any) -> tuple
         Values (height, width, depth) as float32, and the affine that they lie on: the scan's, as `affine_of` has it.
     """
     placed = replace(scan, affine=affine_of(scan), spacing=scan.spacing if scan.affine is not None else None)
-    view = placed if image_processor.preset == "published" else image_processor.view(placed)
+    view = placed if image_processor.preset == "published" else image_processor.orient_and_crop(placed)
     view = view if scan.affine is not None else replace(view, spacing=scan.spacing)
     resampled = _size(view, image_processor)
     shown = _shown(resampled, image_processor)
@@ -53,13 +53,13 @@ def _size(view: Any, image_processor: Any) -> tuple[int, ...]:
     """What the view was resampled to, before it was cut or padded."""
     if image_processor.preset == "published":
         side = image_processor.image_size
-        return side, side, image_processor.slices(view.voxels.shape[-1])
-    return image_processor.size(view)
+        return side, side, image_processor.target_depth(view.voxels.shape[-1])
+    return image_processor.target_size(view)
 
 
 def _shown(resampled: tuple[int, ...], image_processor: Any) -> tuple[int, ...]:
     """Height, width and depth of `pixel_values`."""
-    return image_processor.image_size, image_processor.image_size, image_processor.slices(resampled[2])
+    return image_processor.image_size, image_processor.image_size, image_processor.target_depth(resampled[2])
 
 
 def _patch_of_voxels(n: int, resampled: int, shown: int, patches: int) -> np.ndarray:

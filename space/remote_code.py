@@ -41,9 +41,9 @@ class Repository:
         return self._remote("load_scan_radfm.Scan")
 
     @cached_property
-    def hang(self) -> Callable[[Any], Any]:
+    def to_radiological_view(self) -> Callable[[Any], Any]:
         """What turns a scan the way a radiologist hangs it."""
-        return self._remote("scan_radfm.hang")
+        return self._remote("scan_radfm.to_radiological_view")
 
     @cached_property
     def reader(self) -> Reader:

@@ -143,10 +143,12 @@ def neighbourhood_rows() -> Iterator[Row]:
 def perceiver_rows() -> Iterator[Row]:
     for name, lengths in SHAPES.items():
         total, rows, at, longest = sum(lengths), len(lengths) * LATENTS, starts(lengths), max(lengths)
-        query, own_key, own_value = (random(rows, HEADS, WIDTH) for _ in range(3))
+        query, latent_key, latent_value = (random(rows, HEADS, WIDTH) for _ in range(3))
         key, value = (random(total, HEADS, WIDTH) for _ in range(2))
         scans = list(
-            zip(key.split(lengths), own_key.split(LATENTS), value.split(lengths), own_value.split(LATENTS), strict=True)
+            zip(
+                key.split(lengths), latent_key.split(LATENTS), value.split(lengths), latent_value.split(LATENTS), strict=True
+            )
         )
 
         def concatenated(scans=scans, query=query) -> torch.Tensor:
@@ -156,7 +158,7 @@ def perceiver_rows() -> Iterator[Row]:
                 found.append(F.scaled_dot_product_attention(*(part.transpose(0, 1)[None] for part in parts)))
             return torch.cat(found, 2)
 
-        def ours(tensors=(query, key, value, own_key, own_value), at=at, longest=longest) -> torch.Tensor:
+        def ours(tensors=(query, key, value, latent_key, latent_value), at=at, longest=longest) -> torch.Tensor:
             return perceiver.perceiver_attention(*tensors, at, longest)
 
         flop = 4 * HEADS * WIDTH * LATENTS * (total + rows)

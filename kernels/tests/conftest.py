@@ -1,6 +1,7 @@
-"""Each test starts from the same seed."""
+"""Each test starts from the same seed; `testing` comes first, because it chooses Triton's interpreter before Triton is imported."""
 
 import pytest
+import testing  # noqa: F401, I001
 import torch
 
 

@@ -1,19 +1,16 @@
 """RadFM with its kernels and without: the same features, the same losses all along a training, and a way back."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import small_model
 from testing import DEVICE
 
-ROOT = Path(__file__).parent.parent.parent
-SPEC = importlib.util.spec_from_file_location("small_models", ROOT / "tests" / "conftest.py")
-small_models = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(small_models)
+from radfm import attention_radfm
 
-from radfm import attention_radfm  # noqa: E402 (beside its test's helpers)
+ROOT = Path(__file__).parent.parent.parent
 
 SCANS = ((1, 32, 48, 1), (1, 32, 32, 8), (3, 16, 48, 12), (1, 32, 48, 1))
 
@@ -28,7 +25,7 @@ def with_kernels(monkeypatch):
 
 
 def model(attention):
-    made = small_models.small_model().to(DEVICE)
+    made = small_model().to(DEVICE)
     made.set_attn_implementation({"vision_config": attention})
     return made
 
@@ -51,7 +48,7 @@ def losses(attention):
     """A model's losses over some steps on one batch, with the paper's weights."""
     learner = model(attention).train()
     optimiser = torch.optim.AdamW(learner.parameters(), lr=3e-3)
-    text = torch.tensor([[*small_models.IMAGE, 5, 6, 7, 8, 2], [*small_models.IMAGE, 9, 8, 3, 2, 0]], device=DEVICE)
+    text = torch.tensor([[*IMAGE, 5, 6, 7, 8, 2], [*IMAGE, 9, 8, 3, 2, 0]], device=DEVICE)
     weights = torch.tensor([[0.0] * 7 + [1, 1, 3, 1], [0.0] * 7 + [3, 1, 1, 0]], device=DEVICE)
     found = []
     for _ in range(6):
@@ -90,7 +87,7 @@ def test_a_decoder_s_padding_free_batch_is_no_pack_of_scans(with_kernels):
     starts = torch.tensor([0, 3, 5], dtype=torch.int32, device=DEVICE)
     packed = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": 3, "max_length_k": 3}
     positions = torch.tensor([[0, 1, 2, 0, 1]], device=DEVICE)
-    decoder = small_models.small_model().to(DEVICE)
+    decoder = small_model().to(DEVICE)
     found = []
     for attention in ("radfm", "sdpa"):
         decoder.set_attn_implementation({"text_config": attention})
@@ -105,7 +102,7 @@ def test_a_decoder_s_padding_free_batch_is_no_pack_of_scans(with_kernels):
 def test_a_card_gets_them_without_asking(tmp_path):
     os.environ.pop("RADFM_KERNELS", None)
     attention_radfm.kernels.cache_clear()
-    small_models.small_model().save_pretrained(tmp_path)
+    small_model().save_pretrained(tmp_path)
     from radfm.modeling_radfm import RadFMForConditionalGeneration
 
     assert RadFMForConditionalGeneration.from_pretrained(tmp_path).model.vision_tower.config._attn_implementation == "radfm"

@@ -5,7 +5,7 @@ import torch
 from radfm_kernels.perceiver_attention import perceiver_attention, reference
 from testing import against_float64, rand, starts
 
-NAMES = ("query", "key", "value", "own_key", "own_value")
+NAMES = ("query", "key", "value", "latent_key", "latent_value")
 
 
 def inputs(lengths, latents, heads=2, width=16, dtype=torch.float32):

@@ -177,9 +177,9 @@ def test_published_names_are_refused_with_the_remedy(whole, published, tmp_path)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_few_bits_leave_the_vision_tower_whole(bits):
     pytest.importorskip("bitsandbytes")
-    from radfm.cli.chat import loaded
+    from radfm.cli.chat import load_model
 
-    model = loaded(str(ROOT), "cpu", bits)
+    model = load_model(str(ROOT), "cpu", bits)
     kinds = {name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     quantised = {name for name, kind in kinds.items() if kind in ("Linear4bit", "Linear8bitLt")}
     assert quantised == {name for name in kinds if name.startswith("model.language_model.")}

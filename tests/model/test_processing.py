@@ -123,7 +123,7 @@ def test_a_conversation_is_question_space_answer(processor):
 def test_scans_that_were_encoded_before_need_a_text_alone(processor, model_for):
     with torch.no_grad():
         features = model_for.get_image_features(processor.image_processor(array(20, 20))["pixel_values"]).pooler_output
-        text = processor(text=processor.image_text + "What?", return_tensors="pt")
+        text = processor(text=processor.full_image_sequence + "What?", return_tensors="pt")
         with_scan = processor(text="<image>What?", images=array(20, 20), return_tensors="pt")
         torch.testing.assert_close(model_for(**text, image_features=features).logits, model_for(**with_scan).logits)
 

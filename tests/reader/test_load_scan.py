@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from radfm.load_scan_radfm import ScanError, list_series, load_scan
-from radfm.scan_radfm import hang
+from radfm.scan_radfm import to_radiological_view
 
 
 def test_an_axial_ct_slice_in_hounsfield_units(dicom_files):
@@ -230,11 +230,11 @@ def test_values_that_are_not_finite_are_replaced_and_counted():
 @pytest.mark.parametrize("axes", ["LAS", "RPS", "PIR", "SLA", "ASL"])
 def test_a_volume_stored_another_way_hangs_the_same(axes, nifti_files):
     image = nibabel.load(nifti_files / "anatomical.nii")
-    wanted = hang(load_scan(image))
+    wanted = to_radiological_view(load_scan(image))
     turn = nibabel.orientations.ornt_transform(
         nibabel.orientations.io_orientation(image.affine), nibabel.orientations.axcodes2ornt(axes)
     )
-    hung = hang(load_scan(image.as_reoriented(turn)))
+    hung = to_radiological_view(load_scan(image.as_reoriented(turn)))
     np.testing.assert_array_equal(hung.voxels, wanted.voxels)
     np.testing.assert_allclose(hung.affine, wanted.affine, atol=1e-4)
     assert nibabel.aff2axcodes(hung.affine) == ("P", "L", "S")
@@ -328,7 +328,7 @@ def test_from_dicom_to_nifti_and_back_nothing_moves(packs, tmp_path):
     np.testing.assert_array_equal(again.voxels, scan.voxels)
     np.testing.assert_allclose(again.affine, scan.affine, atol=1e-4)
     np.testing.assert_allclose(again.spacing, scan.spacing, atol=1e-4)
-    np.testing.assert_array_equal(hang(again).voxels, hang(scan).voxels)
+    np.testing.assert_array_equal(to_radiological_view(again).voxels, to_radiological_view(scan).voxels)
 
 
 def test_a_damaged_numpy_header_ends_in_a_sentence():

@@ -19,7 +19,7 @@ from helpers import ROOT
 
 from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.load_scan_radfm import load_scan
-from radfm.scan_radfm import Scan, hang
+from radfm.scan_radfm import Scan, to_radiological_view
 
 pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[space]'")
 pytestmark = pytest.mark.skipif(not (ROOT / "model.safetensors").exists(), reason="needs the demo checkpoint in the root")
@@ -125,7 +125,13 @@ def test_a_flipped_copy_shows_the_same_anatomy_at_the_same_letters(tmp_path):
     shown = []
     for number, scan in enumerate((a_volume(), flipped(a_volume()))):
         viewer.write_nifti(scan, tmp_path / f"{number}.nii.gz")
-        shown.append((nibabel.load(tmp_path / f"{number}.nii.gz"), viewer.letters(hang(scan)), viewer.plane(hang(scan))))
+        shown.append(
+            (
+                nibabel.load(tmp_path / f"{number}.nii.gz"),
+                viewer.letters(to_radiological_view(scan)),
+                viewer.plane(to_radiological_view(scan)),
+            )
+        )
     (image, *words), (other, *other_words) = shown
     assert words == other_words
     canonical, other_canonical = nibabel.as_closest_canonical(image), nibabel.as_closest_canonical(other)
@@ -172,7 +178,7 @@ def test_a_picture_lies_as_it_is_drawn(tmp_path):
 
 
 def test_slices_for_browsers_without_webgl(tmp_path):
-    scan = hang(a_volume())
+    scan = to_radiological_view(a_volume())
     files = viewer.draw_slices(scan, (-2, 2), tmp_path / "slices")
     assert len(files) == scan.voxels.shape[-1] and all(file.stat().st_size for file in files)
 

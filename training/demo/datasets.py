@@ -17,7 +17,7 @@ from rich.progress import track
 
 from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.load_scan_radfm import load_scan
-from radfm.scan_radfm import Scan, hang
+from radfm.scan_radfm import Scan, to_radiological_view
 
 # What a scan can be asked for, and what can be answered. Findings are kept apart by the organ that shows them: a normal
 # breast and a normal chest have nothing in common.
@@ -62,7 +62,7 @@ def read_packs(folder: Path, processor: RadFMImageProcessor) -> list[Sample]:
 
 
 def _pixels(processor: RadFMImageProcessor, source: Any) -> torch.Tensor:
-    return (processor.prepare(source) * 255).round().to(torch.uint8)
+    return (processor.preprocess(source) * 255).round().to(torch.uint8)
 
 
 def _sources(folder: Path) -> Iterator[tuple[str, dict[str, str], Any]]:
@@ -102,9 +102,9 @@ def _labels(pack: str, row: dict[str, str]) -> dict[str, str]:
 
 def _slices(processor: RadFMImageProcessor, scan: Scan, whole: Sample) -> Iterator[Sample]:
     """Images cut out of a volume in its three planes, away from its ends, each grey-scaled as the volume is."""
-    scan = hang(scan)
+    scan = to_radiological_view(scan)
     assert scan.affine is not None and scan.spacing is not None
-    window = processor.windows(scan)[0]
+    window = processor.intensity_windows(scan)[0]
     for axis, plane in _planes(scan):
         count = scan.voxels.shape[axis + 1]
         for index in np.linspace(count * 0.2, count * 0.8, 12 if axis == 2 else 4).astype(int):

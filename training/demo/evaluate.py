@@ -70,7 +70,7 @@ class Answers:
         answers: list[str] = []
         for first in track(range(0, len(samples), 48), "asking", transient=True):
             pixels = [s.pixels.float() / 255 for s in samples[first : first + 48]]
-            texts = [self.processor.image_text + q for q in questions[first : first + 48]]
+            texts = [self.processor.full_image_sequence + q for q in questions[first : first + 48]]
             inputs = self.processor(text=texts, padding=True, return_tensors="pt")
             said = self.model.generate(**inputs, pixel_values=pixels, max_new_tokens=16, do_sample=False)
             said = said[:, inputs["input_ids"].shape[1] :]

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from radfm.modeling_radfm import Pack, RadFMForConditionalGeneration
+from radfm.modeling_radfm import PackedLengths, RadFMForConditionalGeneration
 
 from .datasets import FINDINGS, Sample
 from .qa_templates import questions
@@ -130,7 +130,7 @@ class Speaker(nn.Module):
     def forward(
         self, patches: list[torch.Tensor], text: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        pack = Pack([len(p) for p in patches], patches[0].device)
+        pack = PackedLengths([len(p) for p in patches], patches[0].device)
         tokens = self.model.model.vision_tower.perceiver(torch.cat(patches).float(), pack)
         features = list(self.model.model.projector(tokens))
         words = self.model(**text, image_features=features, use_cache=False).loss

@@ -142,8 +142,8 @@ def reference(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    own_key: torch.Tensor,
-    own_value: torch.Tensor,
+    latent_key: torch.Tensor,
+    latent_value: torch.Tensor,
     starts: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
@@ -152,7 +152,7 @@ def reference(
     outputs = []
     for scan in range(scans):
         first, last = int(starts[scan]), int(starts[scan + 1])
-        q, own_k, own_v = (t.view(scans, -1, *t.shape[1:])[scan] for t in (query, own_key, own_value))
+        q, own_k, own_v = (t.view(scans, -1, *t.shape[1:])[scan] for t in (query, latent_key, latent_value))
         k, v = torch.cat([key[first:last], own_k]), torch.cat([value[first:last], own_v])
         weights = (torch.einsum("qhd,khd->hqk", q, k) * scaling).softmax(-1)
         outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
@@ -163,8 +163,8 @@ def perceiver_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    own_key: torch.Tensor,
-    own_value: torch.Tensor,
+    latent_key: torch.Tensor,
+    latent_value: torch.Tensor,
     starts: torch.Tensor,
     max_patches: int,
     scaling: float | None = None,
@@ -172,7 +172,7 @@ def perceiver_attention(
     """Attention of each scan's latents over its patches and over themselves.
 
     Args:
-        query, own_key, own_value: (scans · latents, heads, width), width 16, 32, 64 or 128.
+        query, latent_key, latent_value: (scans · latents, heads, width), width 16, 32, 64 or 128.
         key, value: (patches of all scans, heads, width), in the dtype of `query`.
         starts: (scans + 1,) int32 on the same device: scan i owns patches `starts[i]` to `starts[i + 1]`.
         max_patches: the longest scan's.
@@ -190,8 +190,8 @@ def perceiver_attention(
     for name, tensor, rows in (
         ("key", key, len(key)),
         ("value", value, len(key)),
-        ("own_key", own_key, len(query)),
-        ("own_value", own_value, len(query)),
+        ("latent_key", latent_key, len(query)),
+        ("latent_value", latent_value, len(query)),
     ):
         if tensor.shape != (rows, *query.shape[1:]) or tensor.dtype != query.dtype or tensor.device != query.device:
             raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype} on {tensor.device} does not fit the query.")
@@ -199,7 +199,7 @@ def perceiver_attention(
         raise ValueError(f"starts: needs (scans + 1,) int32 on {query.device}, and is {tuple(starts.shape)} {starts.dtype}.")
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    return _forward_op(query, key, value, own_key, own_value, starts, max_patches, scaling)[0]
+    return _forward_op(query, key, value, latent_key, latent_value, starts, max_patches, scaling)[0]
 
 
 def _spans(max_patches: int) -> int:
@@ -218,8 +218,8 @@ def _forward_op(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    own_key: torch.Tensor,
-    own_value: torch.Tensor,
+    latent_key: torch.Tensor,
+    latent_value: torch.Tensor,
     starts: torch.Tensor,
     max_patches: int,
     scaling: float,
@@ -227,14 +227,14 @@ def _forward_op(
     rows, heads, width = query.shape
     if rows == 0 or not runs_triton(query.device):
         lse = query.new_zeros((rows, heads), dtype=torch.float32)
-        return reference(query, key, value, own_key, own_value, starts, scaling).contiguous(), lse
-    query, key, value, own_key, own_value = strided(query, key, value, own_key, own_value)
+        return reference(query, key, value, latent_key, latent_value, starts, scaling).contiguous(), lse
+    query, key, value, latent_key, latent_value = strided(query, key, value, latent_key, latent_value)
     scans, spans = len(starts) - 1, _spans(max_patches)
     parts = query.new_empty((spans, rows, heads, width), dtype=torch.float32)
     highest, total = (query.new_empty((spans, rows, heads), dtype=torch.float32) for _ in range(2))
     _tuned_span[(spans, heads, scans)](
-        query, key, value, own_key, own_value, parts, highest, total, starts, scaling * LOG2_E, rows, heads, spans,
-        *(step for t in (query, key, value, own_key, own_value) for step in t.stride()[:2]), **_sizes(query, scans),
+        query, key, value, latent_key, latent_value, parts, highest, total, starts, scaling * LOG2_E, rows, heads, spans,
+        *(step for t in (query, key, value, latent_key, latent_value) for step in t.stride()[:2]), **_sizes(query, scans),
     )  # fmt: skip
     lse = torch.logsumexp(highest / LOG2_E + total.log(), 0) * LOG2_E
     shares = torch.exp2(highest - lse)
@@ -242,7 +242,7 @@ def _forward_op(
 
 
 @_forward_op.register_fake
-def _(query, key, value, own_key, own_value, starts, max_patches, scaling):
+def _(query, key, value, latent_key, latent_value, starts, max_patches, scaling):
     rows, heads, _ = query.shape
     return query.new_empty(query.shape), query.new_empty((rows, heads), dtype=torch.float32)
 
@@ -253,8 +253,8 @@ def _backward_op(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    own_key: torch.Tensor,
-    own_value: torch.Tensor,
+    latent_key: torch.Tensor,
+    latent_value: torch.Tensor,
     output: torch.Tensor,
     lse: torch.Tensor,
     starts: torch.Tensor,
@@ -262,29 +262,30 @@ def _backward_op(
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, heads, width = query.shape
-    inputs = (query, key, value, own_key, own_value)
+    inputs = (query, key, value, latent_key, latent_value)
     if rows == 0:
         a, b, c, d, e = (torch.zeros_like(t) for t in inputs)
         return a, b, c, d, e
     if not runs_triton(query.device):
         a, b, c, d, e = by_autograd(lambda *tensors: reference(*tensors, starts, scaling), inputs, gradient)
         return a, b, c, d, e
-    query, key, value, own_key, own_value = strided(*inputs)
+    query, key, value, latent_key, latent_value = strided(*inputs)
     gradient = gradient.contiguous()
     delta = (gradient.float() * output.float()).sum(-1)
     scans, spans = len(starts) - 1, _spans(max_patches)
     parts = query.new_empty((spans, rows, heads, width), dtype=torch.float32)
     found = [t.new_empty(t.shape) for t in inputs]
     _tuned_span_backward[(spans, heads, scans)](
-        query, key, value, own_key, own_value, gradient, lse, delta, parts, *found[1:], starts, scaling, rows, heads, spans,
-        *(step for t in (query, key, value, own_key, own_value) for step in t.stride()[:2]), **_sizes(query, scans),
+        query, key, value, latent_key, latent_value, gradient, lse, delta, parts, *found[1:], starts,
+        scaling, rows, heads, spans,
+        *(step for t in (query, key, value, latent_key, latent_value) for step in t.stride()[:2]), **_sizes(query, scans),
     )  # fmt: skip
     return parts.sum(0).to(query.dtype), found[1], found[2], found[3], found[4]
 
 
 @_backward_op.register_fake
-def _(gradient, query, key, value, own_key, own_value, output, lse, starts, max_patches, scaling):
-    return tuple(t.new_empty(t.shape) for t in (query, key, value, own_key, own_value))
+def _(gradient, query, key, value, latent_key, latent_value, output, lse, starts, max_patches, scaling):
+    return tuple(t.new_empty(t.shape) for t in (query, key, value, latent_key, latent_value))
 
 
 def _keep(ctx, inputs, output) -> None:
