@@ -1,7 +1,7 @@
-"""Each test starts from the same seed; `testing` comes first, because it chooses Triton's interpreter before Triton is imported."""
+"""One seed for each test; `testing` comes first: it chooses the interpreter before Triton is imported."""
 
 import pytest
-import testing  # noqa: F401, I001
+import testing  # noqa: F401
 import torch
 
 

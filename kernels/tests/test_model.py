@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small_model
+from helpers import IMAGE, small_model
 from testing import DEVICE
 
 from radfm import attention_radfm
