@@ -20,8 +20,8 @@ from radfm.conversion.parity import cases, greedy_tokens, stages
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 from radfm.training.demo.datasets import Sample, read_packs
-from radfm.training.demo.evaluate import ASKED, Answers
-from radfm.training.demo.qa_templates import known_of
+from radfm.training.demo.evaluate import OPEN_QUESTIONS, GreedyAnswerer
+from radfm.training.demo.qa_templates import answerable_labels
 
 ROOT = Path(__file__).parent.parent
 WAYS = ("float32", "bfloat16", "8 bits", "4 bits")
@@ -66,8 +66,8 @@ def asked_about(folder: Path, processor: RadFMProcessor) -> tuple[list[Sample], 
     abouts = ("finding", "modality", "body_part", "plane")
     questions = []
     for number, sample in enumerate(samples):
-        possible = [about for about in abouts if about in known_of(sample)]
-        questions.append(ASKED[possible[number % len(possible)]])
+        possible = [about for about in abouts if about in answerable_labels(sample)]
+        questions.append(OPEN_QUESTIONS[possible[number % len(possible)]])
     return samples, questions
 
 
@@ -92,7 +92,7 @@ def demo(folder: Path) -> dict[str, tuple[float, float, float, float]]:
     found, answers, logits = {}, [], torch.empty(0)
     for way in WAYS:
         model = load(ROOT, way)
-        said = Answers(model, processor)(samples, questions)
+        said = GreedyAnswerer(model, processor)(samples, questions)
         if way == WAYS[0]:
             answers, logits = said, next_word_logits(model, processor, samples, questions, said)
         got = next_word_logits(model, processor, samples, questions, answers)
