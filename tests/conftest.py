@@ -1,9 +1,14 @@
-"""Fixtures: a small model and real scans; what needs data that is not here says so when it skips."""
+"""Fixtures: a small model, real scans, the published code's numbers. A test whose data is missing skips with the reason."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
-from helpers import SHARED, small_model
+import torch
+from helpers import PUBLISHED_SMALL, SHARED, small_model
+from safetensors.torch import load_file
+from series import write_series_zips
 
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
@@ -15,19 +20,24 @@ def model() -> RadFMForConditionalGeneration:
 
 @pytest.fixture(scope="session")
 def packs() -> Path:
-    """The folder of labelled packs of real scans."""
+    """The folder of labelled packs that the demo checkpoint was trained on; only tests of that training need it."""
     folder = SHARED / "data"
     if not folder.is_dir():
-        pytest.skip(f"needs the packs of real scans in {folder} (or set RADFM_SHARED)")
+        pytest.skip(f"needs the labelled packs in {folder}, or RADFM_SHARED: see training/demo/README.md")
     return folder
 
 
 @pytest.fixture(scope="session")
-def published() -> Path:
-    """The folder with the published code's numbers at a small size."""
-    folder = SHARED / "reference" / "published-small"
-    if not folder.is_dir():
-        pytest.skip(f"needs the published numbers in {folder} (or set RADFM_SHARED)")
+def published(tmp_path_factory) -> Path:
+    """The published code's numbers at a small size, with the weights as safetensors and as a pickle."""
+    folder = tmp_path_factory.mktemp("published-small")
+    for file in PUBLISHED_SMALL.iterdir():
+        shutil.copy(file, folder)
+    weights = load_file(folder / "model.safetensors")
+    # The published pickle holds each pair of tied names as one tensor.
+    for tied, original in json.loads((folder / "cases.json").read_text())["ties"]:
+        weights[tied] = weights[original]
+    torch.save(weights, folder / "pytorch_model.bin")
     return folder
 
 
@@ -45,3 +55,11 @@ def nifti_files() -> Path:
     import nibabel
 
     return Path(nibabel.__file__).parent / "tests" / "data"
+
+
+@pytest.fixture(scope="session")
+def series_zips(dicom_files, nifti_files, tmp_path_factory) -> Path:
+    """A folder with `dicom_series_ct.zip` and `dicom_series_mr.zip`, 20 slices each: see tests/series.py."""
+    folder = tmp_path_factory.mktemp("series")
+    write_series_zips(folder, dicom_files, nifti_files)
+    return folder
