@@ -6,11 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import PUBLISHED_SMALL, SHARED, small_model
+from helpers import PUBLISHED_SMALL, ROOT, SHARED, small_model
 from safetensors.torch import load_file
 from series import write_series_zips
 
 from radfm.modeling_radfm import RadFMForConditionalGeneration
+
+
+# Tests that one worker of pytest-xdist runs one after another: the Space's share its files and ports, and a measurement of
+# memory must not compete with another.
+ONE_WORKER = {"tests/space/": "space", "tests/conversion/test_memory.py": "memory"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = item.path.relative_to(ROOT).as_posix()
+        for start, group in ONE_WORKER.items():
+            if path.startswith(start):
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
