@@ -4,4 +4,4 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 ln -s "$PWD" "$folder/radfm"
-RADFM_PARENT=$folder "$@"
+NO_MKDOCS_2_WARNING=1 RADFM_PARENT=$folder "$@"

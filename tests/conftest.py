@@ -12,7 +12,6 @@ from series import write_series_zips
 
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
-
 # Tests that one worker of pytest-xdist runs one after another: the Space's share its files and ports, and a measurement of
 # memory must not compete with another.
 ONE_WORKER = {"tests/space/": "space", "tests/conversion/test_memory.py": "memory"}
