@@ -86,7 +86,7 @@ def run_mutant(mutant: Mutant) -> str:
 
 def clean_problems(mutants: list[Mutant]) -> list[str]:
     """The tests that fail, or do not run, without any fault."""
-    suites = {"tests": set(), "kernels": set()}
+    suites: dict[str, set[str]] = {"tests": set(), "kernels": set()}
     for mutant in mutants:
         for test in mutant.tests:
             suites[test.split("/")[0]].add(test)

@@ -16,6 +16,9 @@ from radfm.modeling_radfm import RadFMForConditionalGeneration
 # memory must not compete with another.
 ONE_WORKER = {"tests/space/": "space", "tests/conversion/test_memory.py": "memory"}
 
+# The Space as it runs: seconds to start, and it loads the model.
+SLOW_FIXTURES = {"served"}
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,6 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for start, group in ONE_WORKER.items():
             if path.startswith(start):
                 item.add_marker(pytest.mark.xdist_group(group))
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A plain ViT classifier to compare with: the same data, steps and label heads, but none of RadFM in it."""
+"""A plain ViT classifier to compare with: the same data, augmentation and label heads, and fewer steps than the tower."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class PlainViT(nn.Module):
 
 
 def train_vit(config: RadFMVisionConfig, samples: list[Sample], steps: int, folder: Path) -> PlainViT:
-    """As many steps as the tower had, on the same scans augmented in the same way."""
+    """Train for `steps`, on the same scans as the tower, augmented in the same way."""
     torch.manual_seed(0)
     vit, draw = PlainViT(config), Steps(samples)
 

@@ -25,7 +25,6 @@ from .stage1_vision import Classifier
 
 ASKED = {name: wordings[0] for name, wordings in OPEN.items()}
 PACKS = ("mednist", "ct_planes_nysbu", "mr_volumes", "brain_tumor_t1ce", "busi_breast_us", "pneumoniamnist_28")
-CLOSED = {"yes/no": ("modality", "body_part", "plane", "sequence", "dims"), "yes/no, finding": ("finding",)}
 # Labels that are words of one thing count as the same answer.
 SAME = ({"brain", "head"}, {"frontal", "coronal"})
 
