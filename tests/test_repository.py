@@ -22,6 +22,8 @@ PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", "venvs", "build", "checkpoints", "site", "__pycache__", ".*_cache", "*.egg-info"
 )
+# Rooms that need an extra of the package.
+EXTRAS_OF = {"space": ["space"]}
 # Imported by tests, and installed with the distribution named here.
 COMES_WITH = {"gradio_client": "gradio", "mcp": "gradio"}
 
@@ -144,17 +146,17 @@ def undeclared(files: list[Path], known: set[str]) -> dict[str, set[str]]:
     return missing
 
 
-def test_what_the_package_imports_is_declared():
-    files = [file for package in PACKAGES if package not in ("radfm.space", "radfm_kernels") for file in files_of(package)]
-    assert undeclared(files, declared()) == {}
-    assert undeclared(files_of("radfm.space"), declared("space")) == {}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_imports_is_declared(package):
+    room = package.split(".")[1] if "." in package else package
     # Triton comes with PyTorch's builds for cards; without it the kernels' references run.
-    assert undeclared(files_of("radfm_kernels"), {"torch", "triton"}) == {}
+    known = {"torch", "triton"} if package == "radfm_kernels" else declared(*EXTRAS_OF.get(room, ()))
+    assert undeclared(files_of(package), known) == {}
 
 
 def test_what_the_tests_import_is_declared():
     files = [file for folder in ("tests", "kernels/tests", "scripts") for file in (ROOT / folder).rglob("*.py")]
-    assert undeclared(files, declared("small", "llama", "space", "dev")) == {}
+    assert undeclared(files, declared(*setup_extras())) == {}
 
 
 def test_every_package_of_the_repository_is_in_the_wheel():
@@ -164,9 +166,15 @@ def test_every_package_of_the_repository_is_in_the_wheel():
     assert {".".join(["radfm", *folder.parts]) for folder in found} == set(PACKAGES) - {"radfm_kernels"}
 
 
+def setup_extras() -> list[str]:
+    """The extras that `make setup` installs: `dev`, and those that it names as `radfm[…]`."""
+    nested = next(r for r in PROJECT["optional-dependencies"]["dev"] if distribution(r) == "radfm")
+    return ["dev", *nested[nested.index("[") + 1 : nested.index("]")].split(",")]
+
+
 def test_everything_that_make_setup_installs_is_pinned():
     pinned = {distribution(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    assert declared(*PROJECT["optional-dependencies"]) - pinned == {"radfm"}
+    assert declared(*setup_extras()) - pinned == {"radfm"}
 
 
 def test_the_requirements_of_the_space_are_those_of_the_package():
@@ -184,6 +192,11 @@ def test_public_names_are_those_that_type_checkers_see():
     assert typed == radfm._MODULE_OF
     assert set(radfm.__all__) == {*typed, "__version__"}
     assert all(getattr(radfm, name) is not None for name in radfm.__all__)
+
+
+def test_every_fault_of_make_mutants_can_be_planted():
+    checked = subprocess.run([sys.executable, ROOT / "scripts" / "mutants.py", "--check"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 # The wheel ------------------------------------------------------------------------------------------------------------
