@@ -125,7 +125,7 @@ def write_config(config: Any, model_class: Any, dtype: str, out: Path) -> None:
     config.architectures = [model_class.__name__]
     config.auto_map = {"AutoConfig": f"configuration_radfm.{type(config).__name__}"}
     autos = AUTO_CLASSES if model_class is RadFMForConditionalGeneration else AUTO_CLASSES[:1]
-    config.auto_map.update({name: f"modeling_radfm.{model_class.__name__}" for name in autos})
+    config.auto_map.update(dict.fromkeys(autos, f"modeling_radfm.{model_class.__name__}"))
     config.save_pretrained(out)
     for name in CODE:
         shutil.copyfile(Path(__file__).parents[1] / name, out / name)

@@ -4,14 +4,14 @@ import json
 import pickle
 import shutil
 import subprocess
-import sys
 import zipfile
 
 import pytest
 import torch
-from helpers import ROOT
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from radfm.cli.main import app
 from radfm.conversion.convert import Checkpoint, ConversionError, convert, to_published
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
@@ -158,5 +158,5 @@ def test_a_pickle_that_asks_for_code_is_not_run(tmp_path, capsys):
 def test_what_is_no_checkpoint_is_one_line_and_status_2(content, tmp_path):
     (tmp_path / "model.bin").write_bytes(content)
     words = ["convert", str(tmp_path / "model.bin"), str(tmp_path / "out")]
-    run = subprocess.run([sys.executable, "-m", "radfm.cli", *words], capture_output=True, text=True, cwd=ROOT.parent)
-    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "model.bin" in run.stderr
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 2 and run.stderr.count("\n") == 1 and "model.bin" in run.stderr

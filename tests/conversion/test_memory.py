@@ -74,7 +74,7 @@ def first_values(folder):
     return values
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # writes and reads 7 GB several times: minutes
 def test_six_gigabytes_as_a_file_and_out_of_its_zip(checkpoint):
     folder = checkpoint.parent
     assert checkpoint.stat().st_size > 6e9

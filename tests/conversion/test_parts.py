@@ -147,6 +147,7 @@ def hub(published):
     server.shutdown()
 
 
+@pytest.mark.slow  # two interpreters, because the Hub's address is read at import
 def test_a_hub_id_is_downloaded_and_converted(hub, whole, text_config, tmp_path):
     (tmp_path / "text.json").write_text(json.dumps(text_config))
     here = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}

@@ -73,7 +73,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> RadFMForConditionalGenerati
 
 def write(model: RadFMForConditionalGeneration, processor: RadFMProcessor, out: Path) -> None:
     """Write a model repository to `out`: weights in half precision, configs, tokenizer, and the code where it is missing."""
-    model.config.auto_map = {name: "modeling_radfm.RadFMForConditionalGeneration" for name in AUTO_CLASSES}
+    model.config.auto_map = dict.fromkeys(AUTO_CLASSES, "modeling_radfm.RadFMForConditionalGeneration")
     RadFMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
     RadFMConfig.register_for_auto_class("AutoConfig")
     RadFMProcessor.register_for_auto_class("AutoProcessor")
