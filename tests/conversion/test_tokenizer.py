@@ -76,7 +76,7 @@ def test_ids_of_the_published_prompts(tokenizer, published):
         text = re.sub(r"(<image\d+>)+</image>", "", example["text"])
         # One placeholder stands here for each of the 3,200 published ones.
         wanted = [min(token_id, 32_002) for token_id in example["ids"]]
-        ids = processor(text=text, images=[SCAN] * scans)["input_ids"]
+        (ids,) = processor(text=text, images=[SCAN] * scans)["input_ids"]
         assert ids == wanted, text
 
 
@@ -85,8 +85,8 @@ def test_a_question_mark_behind_a_scan_is_the_spaced_one(tokenizer):
     assert tokenizer.decode([1815, 366, 29973, 2], skip_special_tokens=True) == "Can you?"
 
 
-def test_another_number_of_words_is_refused(llama):
-    with pytest.raises(ConversionError, match=r"knows 32000 words, the checkpoint 200\."):
+def test_a_vocabulary_of_another_size_is_refused(llama):
+    with pytest.raises(ConversionError, match=r"has a vocabulary of 32000, the checkpoint one of 200\."):
         published_tokenizer(str(llama), 200)
 
 
