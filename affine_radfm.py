@@ -48,7 +48,10 @@ def closest_axes(affine: np.ndarray) -> tuple[int, int, int]:
     (1, 0, 2)
     """
     cosines = np.abs(direction_cosines(affine))
-    return max(permutations((0, 1, 2)), key=lambda axes: float(sum(cosines[axis, i] for i, axis in enumerate(axes))))
+    rows, columns, slices = max(
+        permutations((0, 1, 2)), key=lambda axes: float(sum(cosines[axis, i] for i, axis in enumerate(axes)))
+    )
+    return rows, columns, slices
 
 
 def orientation_letters(affine: np.ndarray) -> tuple[str, str, str]:

@@ -1,7 +1,7 @@
 """The files in a folder or an archive, with bounds on their number and their bytes.
 
-A zip or tar archive gives the files that the folder it was made of would give. Members are unpacked in memory and never to the
-disk: a name that climbs out of the archive has nowhere to go, and links and devices are not followed.
+A zip or tar archive gives the files that the folder it was made of would give. Members are unpacked in memory and never to
+the disk: a name that climbs out of the archive has nowhere to go, and links and devices are not followed.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
-from .scan_radfm import ReadContext, ScanError, one_line
+from .scan_radfm import ReadContext, ScanError, gigabytes, one_line
 
 # The largest studies (whole-body CT and PET, cardiac cine) have some ten thousand files.
 MAX_FILES = 100_000
@@ -116,7 +116,7 @@ def unpack_gzip(file: SourceFile, context: ReadContext) -> SourceFile:
             one_line(f"{file.name}: the gzip stream is damaged or cut short; copy or download it again.")
         ) from error
     if len(content) > limit:
-        raise ScanError(one_line(f"{file.name}: unpacks to more than {limit / 1e9:.3g} GB (max_bytes)."))
+        raise ScanError(one_line(f"{file.name}: unpacks to more than {gigabytes(limit)} (max_bytes)."))
     return SourceFile(file.name, content, file.members)
 
 
@@ -246,4 +246,4 @@ class _BoundedStream:
 
 
 def _bomb(context: ReadContext) -> ScanError:
-    return context.error(f"unpacks to more than {context.options.max_bytes / 1e9:.3g} GB (max_bytes).")
+    return context.error(f"unpacks to more than {gigabytes(context.options.max_bytes)} (max_bytes).")

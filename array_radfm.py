@@ -134,7 +134,7 @@ def scan_from_picture(image: "Image", context: ReadContext) -> Scan:
         image = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
     elif image.mode == "1":
         image = image.convert("L")
-    array = cast(np.ndarray, np.asarray(cast(Any, image)))
+    array = np.asarray(cast(Any, image))
     if array.ndim == 3 and (array == array[..., :1]).all():
         array = array[..., 0]
     return scan_from_array(array, context)

@@ -260,7 +260,7 @@ def _file(path: Path, context: ReadContext) -> SourceFile:
 def recognise(head: bytes) -> Format | None:
     """What a file is by its first 512 bytes or more (unpacked where they are compressed with gzip); None: not known."""
     if head[128:132] == b"DICM":
-        return Format.DICOMDIR if DICOMDIR_CLASS + b"\0" in head[:512] else Format.DICOM
+        return Format.DICOMDIR if DICOMDIR_CLASS in head[:512] else Format.DICOM
     if is_nifti(head) or is_analyze(head):
         return Format.NIFTI
     if head.startswith(NUMPY):

@@ -70,7 +70,7 @@ def is_mgh(head: bytes) -> bool:
     if len(head) < 284 or head[:4] != MGH_VERSION:
         return False
     *sizes, kind = struct.unpack_from(">5i", head, 4)
-    return min(sizes) > 0 and 0 <= kind <= 10
+    return bool(min(sizes) > 0 and 0 <= kind <= 10)
 
 
 def read_nifti(file: SourceFile, context: ReadContext) -> Scan:

@@ -50,7 +50,7 @@ class ReadContext:
         """Raise a `ScanError` where `size` bytes are more than `max_bytes` allows; `what` is what would take them."""
         limit = self.options.max_bytes
         if size > limit:
-            raise self.error(f"{what} needs {size / 1e9:.1f} GB, more than {limit / 1e9:.3g} GB (max_bytes).")
+            raise self.error(f"{what} needs {gigabytes(size)}, more than {gigabytes(limit)} (max_bytes).")
 
     def volume_index(self, count: int) -> int:
         """The chosen one of `count` volumes that have numbers and no names, the first where none is chosen."""
@@ -261,6 +261,15 @@ def replace_nonfinite(scan: Scan, name: str) -> Scan:
         scan.voxels = scan.voxels.copy()
     scan.voxels[good] = lowest
     return scan
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes as people read it.
+
+    >>> gigabytes(2_147_483_648), gigabytes(1.08e14), gigabytes(1_048_576)
+    ('2.15 GB', '108000 GB', '0.00105 GB')
+    """
+    return f"{size / 1e9:.0f} GB" if size >= 1e12 else f"{size / 1e9:.3g} GB"
 
 
 def one_line(text: str) -> str:
