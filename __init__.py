@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers; at run time __getattr__ imports them one by one
     from .configuration_radfm import RadFMConfig, RadFMVisionConfig
     from .image_processing_radfm import RadFMImageProcessor
-    from .load_scan_radfm import list_series, load_scan
+    from .load_scan_radfm import list_series, list_volumes, load_scan
     from .modeling_radfm import RadFMForConditionalGeneration, RadFMModel, RadFMVisionModel
     from .processing_radfm import RadFMProcessor
     from .scan_radfm import Scan, ScanError
@@ -23,6 +23,7 @@ _MODULE_OF = {
     "RadFMVisionConfig": "configuration_radfm",
     "RadFMImageProcessor": "image_processing_radfm",
     "list_series": "load_scan_radfm",
+    "list_volumes": "load_scan_radfm",
     "load_scan": "load_scan_radfm",
     "RadFMForConditionalGeneration": "modeling_radfm",
     "RadFMModel": "modeling_radfm",
@@ -43,6 +44,7 @@ __all__ = [
     "ScanError",
     "__version__",
     "list_series",
+    "list_volumes",
     "load_scan",
 ]
 

@@ -16,7 +16,6 @@ import torch
 
 from radfm.cli.chat import load_model
 from radfm.conversion.convert import convert
-from radfm.conversion.parity import compare_greedy_tokens, compare_stages, read_cases
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 from radfm.training.demo.datasets import Sample, read_packs

@@ -41,7 +41,7 @@ CODE = (
     "processing_radfm.py", "image_processing_radfm.py", "load_scan_radfm.py",
     "scan_radfm.py", "dicom_radfm.py", "dicom_header_radfm.py", "dicom_volume_radfm.py", "dicom_pixels_radfm.py",
     "dicom_codestream_radfm.py",
-    "nifti_radfm.py",
+    "nifti_radfm.py", "itk_radfm.py", "array_radfm.py", "archive_radfm.py", "hounsfield_radfm.py", "affine_radfm.py",
 )  # fmt: skip
 VISION = "model.vision_tower."
 AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
