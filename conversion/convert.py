@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from radfm.configuration_radfm import PAPER_DECODER, RadFMConfig, RadFMVisionConfig
+from radfm.configuration_radfm import PAPER_DECODER, RadFMConfig, RadFMVisionConfig, auto_map
 from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.modeling_radfm import RadFMForConditionalGeneration, RadFMVisionModel
 from radfm.processing_radfm import RadFMProcessor
@@ -36,15 +37,7 @@ from .tokenizer import published_tokenizer
 # the decoder, of a patch in pixels and slices, and the channels.
 HEAD_DIM, DECODER_HEAD_DIM, PATCH, PATCH_DEPTH, CHANNELS = 64, 128, 32, 4, 3
 PUBLISHED_EOS, LLAMA_EOS = 1, 2
-CODE = (
-    "configuration_radfm.py", "linear_radfm.py", "attention_radfm.py", "modeling_radfm.py",
-    "processing_radfm.py", "image_processing_radfm.py", "load_scan_radfm.py",
-    "scan_radfm.py", "dicom_radfm.py", "dicom_header_radfm.py", "dicom_volume_radfm.py", "dicom_pixels_radfm.py",
-    "dicom_codestream_radfm.py",
-    "nifti_radfm.py", "itk_radfm.py", "array_radfm.py", "archive_radfm.py", "hounsfield_radfm.py", "affine_radfm.py",
-)  # fmt: skip
 VISION = "model.vision_tower."
-AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 
 
 def convert(
@@ -111,15 +104,15 @@ def convert(
 
 
 def write_config(config: Any, model_class: Any, dtype: str, out: Path) -> None:
-    """The config, through which the Auto classes find the model's class, and the code that they load."""
+    """Write config.json, with the `auto_map` of the model's class, and the code that the Auto classes load."""
     config.dtype = DTYPES[dtype]
     config.architectures = [model_class.__name__]
-    config.auto_map = {"AutoConfig": f"configuration_radfm.{type(config).__name__}"}
-    autos = AUTO_CLASSES if model_class is RadFMForConditionalGeneration else AUTO_CLASSES[:1]
-    config.auto_map.update(dict.fromkeys(autos, f"modeling_radfm.{model_class.__name__}"))
+    config.auto_map = auto_map(type(config).__name__, model_class.__name__)
     config.save_pretrained(out)
-    for name in CODE:
-        shutil.copyfile(Path(__file__).parents[1] / name, out / name)
+    root = Path(__file__).parents[1]
+    for entry in (root / "modeling_radfm.py", root / "processing_radfm.py"):
+        for file in (entry, *map(Path, get_relative_import_files(entry))):
+            shutil.copyfile(file, out / file.name)
 
 
 def infer_config(checkpoint: Checkpoint, text_config: dict[str, Any] | None) -> RadFMConfig:
