@@ -146,7 +146,7 @@ class RadFMPatchEmbedding(nn.Module):
             tables = (self.rows.weight, self.columns.weight, self.depths.weight)
             norm = (self.output_norm.weight, self.output_norm.bias)
             size, eps = (patch, patch, depth // depths), self.config.layer_norm_eps
-            return self.dropout(fused.patch_embedding(scans, matrix, bias, *norm, *tables, size, None, eps))
+            return self.dropout(fused.patch_embedding(scans, matrix, bias, *norm, *tables, size, eps))
         patches = scans.view(n, channels, rows, patch, columns, patch, depths, depth // depths)
         patches = patches.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)
         normed = F.layer_norm(patches.float(), patches.shape[-1:], eps=self.config.layer_norm_eps)
