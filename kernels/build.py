@@ -33,7 +33,8 @@ def source_files() -> list[Path]:
 
 def read_general() -> dict[str, Any]:
     """The table `[general]` of build.toml."""
-    return tomllib.loads((ROOT / "build.toml").read_text())["general"]
+    general: dict[str, Any] = tomllib.loads((ROOT / "build.toml").read_text())["general"]
+    return general
 
 
 def op_namespace(name: str, backend: str) -> str:
