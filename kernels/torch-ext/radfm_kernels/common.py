@@ -35,7 +35,6 @@ HEAD_DIMS = (16, 32, 64, 128)
 TileConfig = tuple[dict[str, int], int, int]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def runs_triton(device: torch.device) -> bool:
     """Whether the kernels run on a device: a CUDA card of compute capability 8.0 or newer, or Triton's interpreter."""
     if triton is None:
@@ -51,7 +50,6 @@ def _warn_fallback(device_type: str) -> None:
     logger.warning("RadFM's kernels do not run on %s (%s): PyTorch's operators take their place.", device_type, reason)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def use_kernel(device: torch.device) -> bool:
     """`runs_triton`, with one warning for each type of device where the PyTorch reference takes a kernel's place."""
     if runs_triton(device):
