@@ -50,30 +50,25 @@ class SourceFile:
         """The file's name without its folders."""
         return self.name.replace("\\", "/").rsplit("/", 1)[-1]
 
-    @property
-    def size(self) -> int:
-        """Bytes, as stored."""
-        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
-
     def open(self) -> IO[bytes]:
         """A stream of the stored bytes."""
         return open(self.content, "rb") if isinstance(self.content, Path) else io.BytesIO(self.content)
 
-    @property
-    def is_gzip(self) -> bool:
-        """Whether the file is compressed with gzip, whatever its name."""
-        with self.open() as stream:
-            return stream.read(2) == GZIP
-
     def open_unpacked(self) -> IO[bytes]:
         """A stream of the bytes, through gzip where the file is compressed with it, whatever its name."""
         stream = self.open()
-        return cast(IO[bytes], _GzipStream(stream)) if self.is_gzip else stream
+        is_gzip = stream.read(2) == GZIP
+        stream.seek(0)
+        return cast(IO[bytes], _GzipStream(stream)) if is_gzip else stream
+
+    def stored_head(self) -> bytes:
+        """The first bytes as they are stored."""
+        with self.open() as stream:
+            return stream.read(HEAD_BYTES)
 
     def head(self) -> bytes:
         """The first bytes, unpacked where they are compressed with gzip."""
-        with self.open() as stream:
-            return unpacked_head(stream.read(HEAD_BYTES))
+        return unpacked_head(self.stored_head())
 
     def sibling(self, base_name: str) -> "SourceFile | None":
         """The file of that name in the same folder; None where there is none."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .archive_radfm import SourceFile, archive_files, folder_files, unpack_gzip
+from .archive_radfm import GZIP, SourceFile, archive_files, folder_files, unpack_gzip, unpacked_head
 from .array_radfm import NUMPY, PICTURES, count_pages, read_npy, read_picture, scan_from_array, scan_from_picture
 from .dicom_radfm import (
     describe_series,
@@ -149,6 +149,7 @@ def load_scan(
             source = source.float().numpy() if str(source.dtype) == "torch.bfloat16" else source.numpy()
         if not hasattr(source, "__array__"):
             raise ScanError(f"{type(source).__name__}: no scan can be read from it; give a path, bytes or an array.")
+        context.volume_index(1)
         return scan_from_array(np.asarray(source), context)
 
 
@@ -234,9 +235,10 @@ def _open(source: Any, context: ReadContext) -> list[SourceFile] | None:
         file = _file(path, context)
     else:
         return None
-    kind = recognise(file.head())
+    stored = file.stored_head()
+    kind = recognise(unpacked_head(stored))
     if kind in ARCHIVES:
-        return archive_files(_unpacked(file, kind, context), context, _is_readable)
+        return archive_files(_unpacked(file, kind, stored, context), context, _is_readable)
     if kind is Format.DICOMDIR:
         if isinstance(file.content, Path):
             return folder_files(file.content.parent, context)
@@ -244,9 +246,10 @@ def _open(source: Any, context: ReadContext) -> list[SourceFile] | None:
     return [file]
 
 
-def _unpacked(file: SourceFile, kind: Format | None, context: ReadContext) -> SourceFile:
+def _unpacked(file: SourceFile, kind: Format | None, stored_head: bytes, context: ReadContext) -> SourceFile:
     """A file without gzip, unless its reader takes a gzip stream."""
-    return unpack_gzip(file, context) if kind is not None and kind not in READ_FROM_GZIP and file.is_gzip else file
+    is_gzip = stored_head.startswith(GZIP)
+    return unpack_gzip(file, context) if is_gzip and kind is not None and kind not in READ_FROM_GZIP else file
 
 
 def _file(path: Path, context: ReadContext) -> SourceFile:
@@ -299,9 +302,10 @@ def _recognise_all(files: list[SourceFile], context: ReadContext) -> Contents:
     alone = len(files) == 1
     for file in files:
         try:
-            kind = recognise(file.head())
+            stored = file.stored_head()
+            kind = recognise(unpacked_head(stored))
             if kind not in ARCHIVES:
-                file = _unpacked(file, kind, context)
+                file = _unpacked(file, kind, stored, context)
         except (OSError, ScanError) as error:
             if alone:
                 raise
@@ -330,6 +334,8 @@ def _read_contents(files: list[SourceFile], context: ReadContext) -> Scan:
             context.warnings.append(f"Besides DICOM it holds {_names([file for _, file in contents.scans])}, not read.")
         return load_dicom(instances, context)
     kind, file = _only_scan(contents, context)
+    if context.options.series is not None:
+        raise context.error(f"is no DICOM, so it has no series {context.options.series!r} to choose.")
     return READERS[kind](file, replace(context, name=file.name))
 
 
