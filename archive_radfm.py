@@ -50,30 +50,25 @@ class SourceFile:
         """The file's name without its folders."""
         return self.name.replace("\\", "/").rsplit("/", 1)[-1]
 
-    @property
-    def size(self) -> int:
-        """Bytes, as stored."""
-        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
-
     def open(self) -> IO[bytes]:
         """A stream of the stored bytes."""
         return open(self.content, "rb") if isinstance(self.content, Path) else io.BytesIO(self.content)
 
-    @property
-    def is_gzip(self) -> bool:
-        """Whether the file is compressed with gzip, whatever its name."""
-        with self.open() as stream:
-            return stream.read(2) == GZIP
-
     def open_unpacked(self) -> IO[bytes]:
         """A stream of the bytes, through gzip where the file is compressed with it, whatever its name."""
         stream = self.open()
-        return cast(IO[bytes], _GzipStream(stream)) if self.is_gzip else stream
+        is_gzip = stream.read(2) == GZIP
+        stream.seek(0)
+        return cast(IO[bytes], _GzipStream(stream)) if is_gzip else stream
+
+    def stored_head(self) -> bytes:
+        """The first bytes as they are stored."""
+        with self.open() as stream:
+            return stream.read(HEAD_BYTES)
 
     def head(self) -> bytes:
         """The first bytes, unpacked where they are compressed with gzip."""
-        with self.open() as stream:
-            return unpacked_head(stream.read(HEAD_BYTES))
+        return unpacked_head(self.stored_head())
 
     def sibling(self, base_name: str) -> "SourceFile | None":
         """The file of that name in the same folder; None where there is none."""
@@ -105,18 +100,17 @@ def unpacked_head(head: bytes) -> bytes:
         return head
 
 
-def unpack_gzip(file: SourceFile, context: ReadContext) -> SourceFile:
-    """A file compressed with gzip as its bytes, at most `max_bytes` of them. Raises `ScanError`."""
-    limit = context.options.max_bytes
-    try:
-        with file.open_unpacked() as stream:
-            content = stream.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ScanError(
-            one_line(f"{file.name}: the gzip stream is damaged or cut short; copy or download it again.")
-        ) from error
+def unpack_gzip(file: SourceFile, limit: int, context: ReadContext) -> SourceFile:
+    """A file compressed with gzip as its bytes, at most `limit` of them.
+
+    Raises:
+        ScanError: there are more.
+        OSError, EOFError, zlib.error: the stream is damaged or cut short.
+    """
+    with file.open_unpacked() as stream:
+        content = stream.read(limit + 1)
     if len(content) > limit:
-        raise ScanError(one_line(f"{file.name}: unpacks to more than {gigabytes(limit)} (max_bytes)."))
+        raise _bomb(context)
     return SourceFile(file.name, content, file.members)
 
 
@@ -168,11 +162,13 @@ def _is_kept(name: str, start: bytes, is_wanted: Callable[[bytes], bool]) -> boo
 
 def _zip_members(file: SourceFile, context: ReadContext, is_wanted: Callable[[bytes], bool]) -> Iterator[tuple[str, bytes]]:
     left = context.options.max_bytes
+    stream = file.open_unpacked()
     try:
-        archive = zipfile.ZipFile(file.content if isinstance(file.content, Path) else io.BytesIO(file.content))
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        archive = zipfile.ZipFile(stream)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError, OSError) as error:
+        stream.close()
         raise context.error("the zip archive is damaged or cut short; copy or download it again.") from error
-    with archive:
+    with stream, archive:
         entries = [entry for entry in archive.infolist() if not entry.is_dir() and not _is_junk(entry.filename)]
         if len(entries) > MAX_FILES:
             raise context.error(f"holds more than {MAX_FILES} files; make an archive of one study.")
@@ -181,10 +177,10 @@ def _zip_members(file: SourceFile, context: ReadContext, is_wanted: Callable[[by
         unread = 0
         for entry in entries:
             try:
-                with archive.open(entry) as stream:
-                    content = stream.read(HEAD_BYTES)
+                with archive.open(entry) as member:
+                    content = member.read(HEAD_BYTES)
                     if _is_kept(entry.filename, content, is_wanted):
-                        content += stream.read(max(left - len(content), 0) + 1)
+                        content += member.read(max(left - len(content), 0) + 1)
             # zipfile raises RuntimeError for encryption and NotImplementedError for a method of compression it lacks.
             except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
                 context.warnings.append(

@@ -68,6 +68,7 @@ def scan_from_array(array: np.ndarray, context: ReadContext) -> Scan:
 
 def read_npy(file: SourceFile, context: ReadContext) -> Scan:
     """A `.npy` file. Raises `ScanError`; a pickle in it is never run."""
+    context.volume_index(1)
     try:
         with file.open() as stream:
             version = np.lib.format.read_magic(stream)

@@ -13,7 +13,8 @@ BONE_HU = 100.0
 # Shares of voxels, measured on CT of head, chest and abdomen (TotalSegmentator, NEMA and pydicom's files): air 0.27 to 0.61
 # and at least 7 times its neighbours; soft tissue 0.62 to 0.89 of what is denser than air. MR phase (uniform from -4096 to
 # 4094) has 0.02, 1 and 0.10; a difference image (normal, σ 400) 0.01, 0.3 and 0.47. What lies between is left unknown.
-LEAST_AIR, LEAST_AIR_TO_NEXT, LEAST_SOFT_TISSUE = 0.02, 1.5, 0.4
+# Padding counts with air against its neighbours: in a chest it replaces the air around the body, and the lung remains.
+LEAST_AIR, LEAST_AIR_TO_NEXT, LEAST_SOFT_TISSUE = 0.02, 1.0, 0.4
 # Below air lie the padding around the field of view, one value, and a few voxels behind metal.
 MOST_BELOW_AIR = 0.02
 # The shares are counted on about so many voxels.
@@ -35,7 +36,8 @@ def recognise_ct(scan: Scan) -> None:
     air, next_to_air = _share(values, AIR_HU), _share(values, NEXT_TO_AIR_HU)
     dense = values[values > AIR_HU[1]]
     if (
-        air < max(LEAST_AIR, LEAST_AIR_TO_NEXT * next_to_air)
+        air < LEAST_AIR
+        or air + float(np.mean(padded)) < LEAST_AIR_TO_NEXT * next_to_air
         or _share(dense, SOFT_TISSUE_HU) < LEAST_SOFT_TISSUE
         or float(np.mean((values < AIR_HU[0]) & ~padded)) > MOST_BELOW_AIR
     ):

@@ -5,16 +5,17 @@ call the reader of that format.
 """
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .archive_radfm import SourceFile, archive_files, folder_files, unpack_gzip
+from .archive_radfm import GZIP, SourceFile, archive_files, folder_files, unpack_gzip, unpacked_head
 from .array_radfm import NUMPY, PICTURES, count_pages, read_npy, read_picture, scan_from_array, scan_from_picture
 from .dicom_radfm import (
     describe_series,
@@ -47,18 +48,18 @@ DICOMDIR_CLASS = b"1.2.840.10008.1.3.10"
 
 
 class Format(Enum):
-    """What a file is, by its first bytes."""
+    """What a file is, by its first bytes; NIFTI includes Analyze, ITK is MetaImage and NRRD."""
 
-    DICOM = "DICOM"
-    DICOMDIR = "a DICOMDIR"
-    NIFTI = "NIfTI"
-    MGH = "MGH"
-    MINC = "MINC"
-    ITK = "MetaImage or NRRD"
-    NUMPY = "a NumPy array"
-    PICTURE = "a picture"
-    ZIP = "a zip archive"
-    TAR = "a tar archive"
+    DICOM = auto()
+    DICOMDIR = auto()
+    NIFTI = auto()
+    MGH = auto()
+    MINC = auto()
+    ITK = auto()
+    NUMPY = auto()
+    PICTURE = auto()
+    ZIP = auto()
+    TAR = auto()
 
 
 ARCHIVES = (Format.ZIP, Format.TAR)
@@ -70,8 +71,8 @@ READERS: dict[Format, Callable[[SourceFile, ReadContext], Scan]] = {
     Format.NUMPY: read_npy,
     Format.PICTURE: read_picture,
 }
-# These readers take a gzip stream as it is; the others get the unpacked bytes.
-READ_FROM_GZIP = (Format.NIFTI, Format.TAR)
+# Formats whose readers get the unpacked bytes of a file compressed with gzip; the others read the gzip stream.
+READ_UNPACKED = (Format.DICOM, Format.MGH, Format.MINC, Format.ITK, Format.NUMPY, Format.PICTURE)
 # What is often handed over and not read: the first bytes, and what to do.
 FOREIGN = {
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive, which is not read: unpack it and name the folder.",
@@ -149,6 +150,7 @@ def load_scan(
             source = source.float().numpy() if str(source.dtype) == "torch.bfloat16" else source.numpy()
         if not hasattr(source, "__array__"):
             raise ScanError(f"{type(source).__name__}: no scan can be read from it; give a path, bytes or an array.")
+        context.volume_index(1)
         return scan_from_array(np.asarray(source), context)
 
 
@@ -236,17 +238,12 @@ def _open(source: Any, context: ReadContext) -> list[SourceFile] | None:
         return None
     kind = recognise(file.head())
     if kind in ARCHIVES:
-        return archive_files(_unpacked(file, kind, context), context, _is_readable)
+        return archive_files(file, context, _is_readable)
     if kind is Format.DICOMDIR:
         if isinstance(file.content, Path):
             return folder_files(file.content.parent, context)
         raise context.error("is a DICOMDIR, an index of other files: give the folder that it lies in.")
     return [file]
-
-
-def _unpacked(file: SourceFile, kind: Format | None, context: ReadContext) -> SourceFile:
-    """A file without gzip, unless its reader takes a gzip stream."""
-    return unpack_gzip(file, context) if kind is not None and kind not in READ_FROM_GZIP and file.is_gzip else file
 
 
 def _file(path: Path, context: ReadContext) -> SourceFile:
@@ -294,19 +291,20 @@ def _is_readable(head: bytes) -> bool:
 
 
 def _recognise_all(files: list[SourceFile], context: ReadContext) -> Contents:
-    """Sort files by what they are; a file that cannot be opened is named in a warning."""
+    """Sort files by what they are; one of several that cannot be opened is named in a warning."""
     contents = Contents([], [], [], [])
-    alone = len(files) == 1
+    left = context.options.max_bytes
     for file in files:
         try:
-            kind = recognise(file.head())
-            if kind not in ARCHIVES:
-                file = _unpacked(file, kind, context)
-        except (OSError, ScanError) as error:
-            if alone:
-                raise
-            reason = error.strerror if isinstance(error, OSError) else None
-            reason = reason or "the gzip stream is damaged"
+            stored = file.stored_head()
+            kind = recognise(unpacked_head(stored))
+            if stored.startswith(GZIP) and kind in READ_UNPACKED:
+                file = unpack_gzip(file, left, context)
+                left -= len(file.content) if isinstance(file.content, bytes) else 0
+        except (OSError, EOFError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or "the gzip stream is damaged or cut short"
+            if len(files) == 1:
+                raise ScanError(one_line(f"{file.name}: cannot be read ({reason}); copy or download it again.")) from error
             context.warnings.append(one_line(f"{file.base_name} cannot be read ({reason}) and was left out."))
             continue
         if kind is None:
@@ -330,6 +328,8 @@ def _read_contents(files: list[SourceFile], context: ReadContext) -> Scan:
             context.warnings.append(f"Besides DICOM it holds {_names([file for _, file in contents.scans])}, not read.")
         return load_dicom(instances, context)
     kind, file = _only_scan(contents, context)
+    if context.options.series is not None:
+        raise context.error(f"is no DICOM, so it has no series {context.options.series!r} to choose.")
     return READERS[kind](file, replace(context, name=file.name))
 
 
@@ -371,8 +371,7 @@ def _header_of(file: SourceFile) -> tuple[Format, SourceFile]:
         header = file.sibling(stem + suffix)
         if header is not None and recognise(header.head()) is Format.NIFTI:
             return Format.NIFTI, header
-    with file.open() as stream:
-        head = stream.read(64)
+    head = file.head()
     if not head:
         raise ScanError(one_line(f"{file.name}: is empty."))
     sentence = next((sentence for magic, sentence in FOREIGN.items() if head.startswith(magic)), UNKNOWN)

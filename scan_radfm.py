@@ -59,6 +59,8 @@ class ReadContext:
             return 0
         if isinstance(volume, Mapping):
             raise self.error(f"its volumes have no names, so volume has to be a number from 0 to {count - 1}.")
+        if not 0 <= volume < count and count == 1:
+            raise self.error(f"holds one volume, and no volume {volume}.")
         if not 0 <= volume < count:
             raise self.error(f"has volumes 0 to {count - 1}, and no volume {volume}.")
         return int(volume)

@@ -175,6 +175,28 @@ def test_gzipped_dicom_alone_and_in_a_folder(dicom_files, tmp_path):
         load_scan(tmp_path / "a.dcm.gz", max_bytes=10_000)
 
 
+def test_gzipped_files_that_unpack_to_too_much_together_are_refused(tmp_path):
+    bomb = gzip.compress(bytes(128) + b"DICM" + bytes(1 << 20))
+    for form in ("folder", "zip"):
+        with pytest.raises(ScanError, match="unpacks to more than"):
+            load_scan(FORMS[form]({f"{k}.dcm": bomb for k in range(8)}, tmp_path), max_bytes=1 << 22)
+
+
+def test_a_damaged_gzip_member_is_named_and_costs_nothing_else(dicom_files, tmp_path):
+    damaged = gzip.compress(np.random.default_rng(0).bytes(20000))
+    damaged = gzip.compress((dicom_files / "CT_small.dcm").read_bytes())[:-3000] + damaged[:100]
+    scan = load_scan(write_folder(slices(dicom_files) | {"study/damaged.gz": damaged}, tmp_path))
+    assert scan.voxels.shape[-1] == 4 and "damaged.gz cannot be read (the gzip stream is damaged" in scan.warnings[0]
+
+
+def test_a_zip_and_text_in_gzip(tmp_path):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(write_zip({"a.nii": nifti()}, tmp_path / "a.zip").read_bytes()))
+    np.testing.assert_array_equal(load_scan(tmp_path / "a.gz").voxels[0], VALUES)
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"this is no scan"))
+    with pytest.raises(ScanError, match=r"b\.gz: is no scan that can be read"):
+        load_scan(tmp_path / "b.gz")
+
+
 def test_a_dicomdir_stands_for_its_folder(dicom_files, tmp_path):
     write_folder(slices(dicom_files), tmp_path)
     shutil.copy(dicom_files / "dicomdirtests" / "DICOMDIR", tmp_path / "index")

@@ -378,6 +378,16 @@ def test_an_array_that_may_be_a_colour_image_is_a_volume_with_a_warning(shape):
     assert f"{shape[-1]} slices" in scan.warnings[0]
 
 
+def test_a_choice_that_a_source_does_not_have_is_refused(nifti_files, tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(5))
+    for source in (np.eye(5), tmp_path / "a.npy", nifti_files / "anatomical.nii"):
+        with pytest.raises(ScanError, match="holds one volume, and no volume 1"):
+            load_scan(source, volume=1)
+        assert load_scan(source, volume=0).voxels.size
+    with pytest.raises(ScanError, match="is no DICOM, so it has no series 'T1' to choose"):
+        load_scan(nifti_files / "anatomical.nii", series="T1")
+
+
 def test_an_array_of_many_slices_has_no_warning():
     assert load_scan(np.zeros((20, 30, 12), np.float32)).warnings == []
     assert load_scan(np.zeros((20, 30, 3), np.uint8)).warnings == []

@@ -215,6 +215,17 @@ def test_padding_of_a_ct_becomes_air(padding):
     assert (scan.voxels[0, :4, :4] == scan.voxels.min()).all()
 
 
+def test_a_padded_chest_with_little_air_around_it_is_a_ct():
+    rng = np.random.default_rng(0)
+    values = np.full((40, 40, 20), -3024.0)
+    values[4:36, 4:36] = rng.normal(-1000, 10, (32, 32, 20))
+    values[5:35, 5:35] = rng.normal(30, 40, (30, 30, 20))
+    values[10:30, 10:20] = rng.normal(-800, 30, (20, 10, 20))
+    values[20, 30] = 600
+    scan = load_scan(nibabel.Nifti1Image(np.rint(values).astype(np.int16), np.eye(4)))
+    assert scan.modality == "CT" and scan.voxels.min() > -1100
+
+
 def test_what_cannot_be_hu_alone_stays_without_a_modality():
     rng = np.random.default_rng(0)
     phase = rng.integers(-4096, 4095, (30, 30, 30)).astype(np.int16)
