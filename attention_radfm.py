@@ -52,7 +52,7 @@ class PackedLengths:
         lengths: rows of each scan.
         device: of `cu_seqlens`.
 
-    Example:
+    Examples:
         >>> PackedLengths([4, 2], torch.device("cpu")).cu_seqlens
         tensor([0, 4, 6], dtype=torch.int32)
     """

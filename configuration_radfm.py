@@ -53,7 +53,7 @@ UNSUPPORTED_DECODERS = {
 def auto_map(config_class: str, model_class: str) -> dict[str, str]:
     """The `auto_map` of a config.json: which class of the remote code each Auto class gives.
 
-    Example:
+    Examples:
         >>> auto_map("RadFMVisionConfig", "RadFMVisionModel")
         {'AutoConfig': 'configuration_radfm.RadFMVisionConfig', 'AutoModel': 'modeling_radfm.RadFMVisionModel'}
     """
@@ -117,7 +117,7 @@ class RadFMVisionConfig(PreTrainedConfig):
     Raises:
         ValueError: sizes that no model can have, in a sentence that names the field.
 
-    Example:
+    Examples:
         >>> RadFMVisionConfig(hidden_size=96, num_attention_heads=4, head_dim=None).head_dim
         24
     """
@@ -199,7 +199,7 @@ class RadFMConfig(PreTrainedConfig):
     Raises:
         ValueError: ids outside the vocabulary, sizes that no decoder can have, or a decoder that RadFM cannot run.
 
-    Example:
+    Examples:
         >>> config = RadFMConfig(text_config={"model_type": "qwen3", "vocab_size": 151_939}, image_start_token_id=151_936,
         ...                      image_end_token_id=151_937, image_token_id=151_938)
         >>> config.text_config.model_type, config.num_image_tokens

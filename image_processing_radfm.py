@@ -87,7 +87,7 @@ class RadFMImageProcessor(ImageProcessingMixin):
         TypeError: an unknown setting; the message names the most similar known one.
         ValueError: a value that a setting does not take.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> processor = RadFMImageProcessor(image_size=64, ct_window="lung")
         >>> [tuple(pixels.shape) for pixels in processor([np.zeros((80, 80)), np.zeros((80, 80, 30))])["pixel_values"]]

@@ -174,7 +174,7 @@ def _flatten_scans(pixel_values: Scans) -> Iterator[torch.Tensor]:
 class RadFMVisionModel(RadFMPreTrainedModel):
     """The vision tower: scans → features of their patches and image tokens.
 
-    Example:
+    Examples:
         >>> config = RadFMVisionConfig(image_size=64, max_slices=32, patch_size=16, hidden_size=48, num_hidden_layers=2,
         ...                            num_image_tokens=4, perceiver_num_hidden_layers=1)
         >>> tower = RadFMVisionModel(config).eval()
@@ -434,7 +434,7 @@ class RadFMModel(RadFMPreTrainedModel):
 class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Vision tower, projector and decoder with the language modelling head: scans and a text → the next tokens.
 
-    Example:
+    Examples:
         >>> vision = RadFMVisionConfig(image_size=64, max_slices=32, patch_size=16, hidden_size=48, num_hidden_layers=2,
         ...                            num_image_tokens=4, perceiver_num_hidden_layers=1)
         >>> text = {"model_type": "llama", "vocab_size": 103, "hidden_size": 64, "intermediate_size": 96,
@@ -648,7 +648,7 @@ def weighted_loss(
         labels: (B, T), aligned with the logits; -100 has an nll of 0.
         weights: (B, T), float32.
 
-    Example:
+    Examples:
         >>> logits, labels, weights = torch.zeros(1, 2, 4), torch.tensor([[3, -100]]), torch.tensor([[2.0, 0.0]])
         >>> weighted_loss(logits, labels, weights, divisor=2.0)  # log 4
         tensor(1.3863)

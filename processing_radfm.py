@@ -78,7 +78,7 @@ class RadFMProcessor(ProcessorMixin):
     Raises:
         ValueError: the tokenizer lacks an image token.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> processor = RadFMProcessor.from_pretrained(CHAT_TEMPLATE_FILE.parent)
         >>> inputs = processor(images=np.zeros((64, 64)), text="<image>What is this?", return_tensors="pt")

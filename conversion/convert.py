@@ -72,7 +72,7 @@ def convert(
     Raises:
         ConversionError: the source is no published checkpoint, is damaged, or does not fit `text_config`.
 
-    Example:
+    Examples:
         >>> convert("pytorch_model.bin", Path("radfm-14b"), dtype="bfloat16")  # doctest: +SKIP
         ['514 tensors in bfloat16 written to radfm-14b', …]
     """

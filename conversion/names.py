@@ -76,7 +76,7 @@ def _match(template: str, name: str) -> dict[str, str] | None:
 def drop_reason(published_name: str) -> str | None:
     """Why RadFM has no such tensor; None where it has one.
 
-    Example:
+    Examples:
         >>> drop_reason("embedding_layer.cls_head.bias")
         'the abandoned key-word branch'
     """
@@ -89,7 +89,7 @@ def to_radfm_name(published_name: str) -> str:
     Raises:
         ConversionError: the table has no rule for the name.
 
-    Example:
+    Examples:
         >>> to_radfm_name("embedding_layer.fc.weight")
         'model.projector.weight'
     """
@@ -106,7 +106,7 @@ def to_published_name(radfm_name: str) -> str:
     Raises:
         ConversionError: the table has no rule for the name.
 
-    Example:
+    Examples:
         >>> to_published_name("model.projector.weight")
         'embedding_layer.fc.weight'
     """

@@ -93,7 +93,8 @@ def test_python_blocks_run(page, folder):
             continue
         if code.lstrip().startswith(">>>"):
             example = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), 0)
-            assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+            example.globs = names  # the blocks of a page share their names
+            assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, clear_globs=False).failed == 0
         else:
             exec(compile(code, str(page), "exec"), names)
 
