@@ -1,4 +1,4 @@
-"""The command line. Each command imports the model when it runs, so that `radfm --help` is instant."""
+"""The command `radfm`. Each subcommand imports torch and the model when it runs, so that `radfm --help` is instant."""
 
 import typer
 
