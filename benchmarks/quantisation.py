@@ -16,12 +16,12 @@ import torch
 
 from radfm.cli.chat import load_model
 from radfm.conversion.convert import convert
-from radfm.conversion.parity import cases, greedy_tokens, stages
+from radfm.conversion.parity import compare_greedy_tokens, compare_stages, read_cases
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 from radfm.training.demo.datasets import Sample, read_packs
-from radfm.training.demo.evaluate import ASKED, Answers
-from radfm.training.demo.qa_templates import known_of
+from radfm.training.demo.evaluate import OPEN_QUESTIONS, GreedyAnswerer
+from radfm.training.demo.qa_templates import answerable_labels
 
 ROOT = Path(__file__).parent.parent
 WAYS = ("float32", "bfloat16", "8 bits", "4 bits")
@@ -43,14 +43,14 @@ def small_reference(folder: Path) -> dict[str, tuple[float, float, float]]:
         convert(folder, Path(place), text_config={"model_type": "llama", **language})
         for way in WAYS:
             model, errors, logits, same = load(Path(place), way), [], [], []
-            for case in cases(folder):
-                for stage, got, wanted in stages(model, case):
+            for case in read_cases(folder):
+                for stage, got, wanted in compare_stages(model, case):
                     if stage == "logits":
                         errors.append((got.float() - wanted).flatten())
                         logits.append(wanted.flatten())
-                for said, words in greedy_tokens(model, case):
-                    same += [a == b for a, b in zip(said, words, strict=False)]
-                    same += [False] * abs(len(words) - len(said))
+                for tokens, expected in compare_greedy_tokens(model, case):
+                    same += [a == b for a, b in zip(tokens, expected, strict=False)]
+                    same += [False] * abs(len(expected) - len(tokens))
             found[way] = (*_error(torch.cat(errors), torch.cat(logits)), sum(same) / len(same))
     return found
 
@@ -66,8 +66,8 @@ def asked_about(folder: Path, processor: RadFMProcessor) -> tuple[list[Sample], 
     abouts = ("finding", "modality", "body_part", "plane")
     questions = []
     for number, sample in enumerate(samples):
-        possible = [about for about in abouts if about in known_of(sample)]
-        questions.append(ASKED[possible[number % len(possible)]])
+        possible = [about for about in abouts if about in answerable_labels(sample)]
+        questions.append(OPEN_QUESTIONS[possible[number % len(possible)]])
     return samples, questions
 
 
@@ -92,7 +92,7 @@ def demo(folder: Path) -> dict[str, tuple[float, float, float, float]]:
     found, answers, logits = {}, [], torch.empty(0)
     for way in WAYS:
         model = load(ROOT, way)
-        said = Answers(model, processor)(samples, questions)
+        said = GreedyAnswerer(model, processor)(samples, questions)
         if way == WAYS[0]:
             answers, logits = said, next_word_logits(model, processor, samples, questions, said)
         got = next_word_logits(model, processor, samples, questions, answers)

@@ -1,4 +1,4 @@
-"""How the demo checkpoint is trained: true answers, questions that do not see each other, stops that cost nothing."""
+"""Training of the demo checkpoint: true answers, independent questions, exact resume."""
 
 import csv
 import json
@@ -9,11 +9,12 @@ import torch
 from helpers import IMAGE, small_model
 from torch import nn
 
-from radfm.training.demo.datasets import LABELS, Sample, read_packs
+from radfm.training.demo.datasets import LABELS, PICTURE_PACKS, SERIES_PACKS, VOLUME_PACKS, Sample, read_packs
 from radfm.training.demo.evaluate import interval
-from radfm.training.demo.qa_templates import CLASHES, ask_closed, known_of, questions, train_tokenizer
+from radfm.training.demo.packs import PACKS
+from radfm.training.demo.qa_templates import CLASHES, answerable_labels, closed_question, questions, train_tokenizer
 from radfm.training.demo.stage1_vision import augment
-from radfm.training.demo.stage2_language import Row, collate, make_row
+from radfm.training.demo.stage2_language import Row, build_example, collate
 from radfm.training.demo.trainer import train
 
 TUMOUR = Sample(
@@ -28,28 +29,28 @@ HEAD_CT = Sample("mednist", "train", torch.zeros(1, 96, 96, 1, dtype=torch.uint8
 @pytest.mark.parametrize("sample", [TUMOUR, HEAD_CT])
 def test_answers_are_true(sample):
     rng = random.Random(0)
-    known = known_of(sample)
-    for asked in questions(sample, 400, rng):
-        if asked.about == "all":
-            assert all(value in asked.answer for name, value in known.items())
-        elif asked.closed:
-            named = [v for v in {*LABELS.get(asked.about, ()), "2D", "3D", *sum(LABELS.values(), ())} if v in asked.question]
-            if "normal" in asked.question:
-                assert (asked.answer == "yes") == ("abnormal" in asked.question or "anything" in asked.question)
+    known = answerable_labels(sample)
+    for qa in questions(sample, 400, rng):
+        if qa.label == "all":
+            assert all(value in qa.answer for name, value in known.items())
+        elif qa.closed:
+            named = [v for v in {*LABELS.get(qa.label, ()), "2D", "3D", *sum(LABELS.values(), ())} if v in qa.question]
+            if "normal" in qa.question:
+                assert (qa.answer == "yes") == ("abnormal" in qa.question or "anything" in qa.question)
             elif named:
                 longest = max(named, key=len)
-                assert (asked.answer == "yes") == (longest == known[asked.about]), asked
+                assert (qa.answer == "yes") == (longest == known[qa.label]), qa
         else:
-            assert asked.answer == known[asked.about]
+            assert qa.answer == known[qa.label]
 
 
 def test_yes_and_no_come_equally_often_and_no_is_never_a_synonym():
     rng = random.Random(1)
-    asked = [a for a in questions(TUMOUR, 4000, rng) if a.closed and a.about == "finding"]
-    share = sum(a.answer == "yes" for a in asked) / len(asked)
+    closed = [a for a in questions(TUMOUR, 4000, rng) if a.closed and a.label == "finding"]
+    share = sum(a.answer == "yes" for a in closed) / len(closed)
     assert 0.42 < share < 0.58
     for _ in range(200):
-        wrong = ask_closed(HEAD_CT, "body_part", False, rng)
+        wrong = closed_question(HEAD_CT, "body_part", False, rng)
         assert not any({"head"} <= clash and "brain" in wrong.question for clash in CLASHES)
 
 
@@ -82,13 +83,14 @@ def test_rows_learn_answers_and_nothing_else():
     start, end, token = tokenizer.convert_tokens_to_ids(["<image>", "</image>", "<image_token>"])
     image = [start, token, token, end]
     for seed in range(30):
-        row = make_row(TUMOUR, tokenizer, image, random.Random(seed))
+        row = build_example(TUMOUR, tokenizer, image, random.Random(seed))
         learned = tokenizer.decode([label for label in row.labels if label >= 0])
         assert all(word not in learned for word in ("?", "<image"))
         assert learned.count("</s>") >= 1 and row.ids.count(token) == 2
         assert all((weight > 0) == (label >= 0) for weight, label in zip(row.weights, row.labels, strict=True))
 
 
+@pytest.mark.slow  # trains three times: seconds
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path):
     def run(folder, stops=()):
         folder.mkdir(exist_ok=True)
@@ -142,6 +144,7 @@ def few(packs, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # reads every pack: seconds
 def test_validation_rows_keep_their_split_slices_too(few):
     from radfm.training.demo.checkpoint import image_processor
 
@@ -157,6 +160,7 @@ def test_validation_rows_keep_their_split_slices_too(few):
     assert {s.pixels.shape[1:3] for s in samples} == {(96, 96)}
 
 
+@pytest.mark.slow  # trains every stage for a few steps: half a minute
 def test_the_whole_training_makes_a_repository_that_answers(few, tmp_path, monkeypatch):
     import typer
     from typer.testing import CliRunner
@@ -177,7 +181,7 @@ def test_the_whole_training_makes_a_repository_that_answers(few, tmp_path, monke
     assert model.dtype == torch.float32 and model.config.auto_map["AutoModel"].endswith("RadFMForConditionalGeneration")
 
 
-def test_a_folder_without_packs_is_refused_in_one_line(tmp_path):
+def test_a_folder_without_packs_is_refused_with_the_source_of_each(tmp_path):
     import typer
     from typer.testing import CliRunner
 
@@ -186,4 +190,9 @@ def test_a_folder_without_packs_is_refused_in_one_line(tmp_path):
     app = typer.Typer()
     app.command()(command.main)
     run = CliRunner().invoke(app, ["--data", str(tmp_path)])
-    assert run.exit_code == 2 and "holds no packs" in run.output
+    assert run.exit_code == 2 and "lacks the packs mednist, pneumoniamnist_28" in run.output
+    assert "CC BY-SA 4.0" in run.output and "figshare" in run.output
+
+
+def test_every_pack_that_the_training_reads_has_a_source():
+    assert {pack.name for pack in PACKS} == {*PICTURE_PACKS, *VOLUME_PACKS, *SERIES_PACKS, "pneumoniamnist_28"}

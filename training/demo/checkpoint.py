@@ -1,4 +1,4 @@
-"""The demo checkpoint's sizes, and the model repository that it is written as."""
+"""The sizes of the demo checkpoint, and writing it as a model repository."""
 
 import shutil
 import tempfile
@@ -44,18 +44,18 @@ DECODER: dict[str, Any] = {
 
 
 def vision_config() -> RadFMVisionConfig:
-    """The vision tower's sizes."""
+    """The sizes of the vision tower."""
     return RadFMVisionConfig(**VISION)
 
 
 def image_processor() -> RadFMImageProcessor:
-    """Square grey images of the tower's size, a scan's proportions kept."""
+    """Square grey images of the size of the tower; the aspect ratio of a scan is kept."""
     sizes = {name: VISION[name] for name in ("image_size", "max_slices", "patch_depth", "num_channels")}
     return RadFMImageProcessor(**sizes, keep_aspect=True)
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> RadFMForConditionalGeneration:
-    """The whole model with fresh weights."""
+    """The whole model with newly initialised weights."""
     torch.manual_seed(2)
     start, end, token = cast(list[int], tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END, IMAGE_TOKEN]))
     config = RadFMConfig(
@@ -71,7 +71,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> RadFMForConditionalGenerati
 
 
 def write(model: RadFMForConditionalGeneration, processor: RadFMProcessor, out: Path) -> None:
-    """A model repository in `out`: weights in half precision, settings, tokenizer; its code too where there is none."""
+    """Write a model repository to `out`: weights in half precision, configs, tokenizer, and the code where it is missing."""
     RadFMProcessor.register_for_auto_class("AutoProcessor")
     RadFMImageProcessor.register_for_auto_class("AutoImageProcessor")
     out.mkdir(parents=True, exist_ok=True)

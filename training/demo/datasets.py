@@ -1,4 +1,4 @@
-"""The labelled packs of real scans as samples: what the image processor makes of each, and what is known of it."""
+"""The labelled packs of real scans as samples: pixel values from the image processor, and labels."""
 
 import csv
 import gzip
@@ -19,8 +19,8 @@ from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.load_scan_radfm import load_scan
 from radfm.scan_radfm import Scan, to_radiological_view
 
-# What a scan can be asked for, and what can be answered. Findings are kept apart by the organ that shows them: a normal
-# breast and a normal chest have nothing in common.
+# Labels and their values. Each pack with findings is a label of its own, because a normal breast and a normal chest
+# have nothing in common.
 LABELS: dict[str, tuple[str, ...]] = {
     "modality": ("CT", "MRI", "X-ray", "ultrasound"),
     "body_part": ("abdomen", "brain", "breast", "cervical spine", "chest", "hand", "head", "pelvis"),
@@ -38,7 +38,7 @@ SERIES_PACKS = ("dicom_series_ct", "dicom_series_mr")
 
 @dataclass
 class Sample:
-    """One scan, ready for the model: `pixels` (1, H, W, D) uint8, 255 being the 1.0 of `pixel_values`."""
+    """One scan: `pixels` (1, H, W, D) uint8, where 255 stands for 1.0 in `pixel_values`."""
 
     pack: str
     split: str
@@ -101,7 +101,7 @@ def _labels(pack: str, row: dict[str, str]) -> dict[str, str]:
 
 
 def _slices(processor: RadFMImageProcessor, scan: Scan, whole: Sample) -> Iterator[Sample]:
-    """Images cut out of a volume in its three planes, away from its ends, each grey-scaled as the volume is."""
+    """Images cut from the middle 60 % of a volume in its three planes, with the grey window of the volume."""
     scan = to_radiological_view(scan)
     assert scan.affine is not None and scan.spacing is not None
     window = processor.intensity_windows(scan)[0]

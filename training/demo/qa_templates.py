@@ -1,4 +1,4 @@
-"""Questions about a sample and their answers, in many wordings; and the tokenizer that is trained on them."""
+"""Question and answer templates for a sample, and the tokenizer that is trained on them."""
 
 import random
 from collections.abc import Iterator
@@ -92,23 +92,23 @@ CLOSED = {
 }
 SHORT = (" Answer in a word.", " Answer briefly.")
 YES_OR_NO = " Answer yes or no."
-# What is another word for the same thing is never the "no" of it.
+# Two names of one thing: neither is used as the wrong value in a yes/no question about the other.
 CLASHES = ({"head", "brain"}, {"frontal", "coronal"}, {"abdomen", "pelvis"})
 DIMS = ("2D", "3D")
 
 
 @dataclass
-class Asked:
-    """A question and its answer; `about` is a label's name, `closed` whether the answer is yes or no."""
+class QA:
+    """A question and the answer; `label` is the name of the label, `closed` whether the answer is yes or no."""
 
     question: str
     answer: str
-    about: str
+    label: str
     closed: bool = False
 
 
-def known_of(sample: Sample) -> dict[str, str]:
-    """What can be asked about a sample, and the answer to each."""
+def answerable_labels(sample: Sample) -> dict[str, str]:
+    """The labels of a sample that a question can be about, with their values; "finding" is the finding of any pack."""
     known: dict[str, str] = {
         name: sample.labels[name] for name in ("modality", "body_part", "plane", "sequence") if name in sample.labels
     }
@@ -127,65 +127,66 @@ def _fill(template: str, value: str) -> str:
     return template.replace("{a} {value}", _with_article(value)).replace("{value}", value)
 
 
-def ask_openly(sample: Sample, about: str, rng: random.Random) -> Asked:
-    """What is it?"""
-    question = rng.choice(OPEN[about])
+def open_question(sample: Sample, label: str, rng: random.Random) -> QA:
+    """A question whose answer is the value of `label`."""
+    question = rng.choice(OPEN[label])
     if rng.random() < 0.15:
         question += rng.choice(SHORT)
-    return Asked(question, known_of(sample)[about], about)
+    return QA(question, answerable_labels(sample)[label], label)
 
 
-def ask_closed(sample: Sample, about: str, truth: bool, rng: random.Random) -> Asked:
-    """Is it this? With `truth` the right answer is yes."""
-    value = known_of(sample)[about]
-    if about == "finding" and rng.random() < 0.2:
+def closed_question(sample: Sample, label: str, truth: bool, rng: random.Random) -> QA:
+    """A yes/no question about `label`; with `truth` the right answer is yes."""
+    value = answerable_labels(sample)[label]
+    if label == "finding" and rng.random() < 0.2:
         word = rng.choice(("normal", "abnormal"))
         question, truth = rng.choice(CLOSED[word]), (word == "normal") == (value == "normal")
     else:
         if not truth:
-            value = rng.choice(_others(sample, about, value, rng))
-        question = rng.choice(CLOSED["normal"]) if value == "normal" else _fill(rng.choice(CLOSED[about]), value)
+            value = rng.choice(_wrong_values(sample, label, value, rng))
+        question = rng.choice(CLOSED["normal"]) if value == "normal" else _fill(rng.choice(CLOSED[label]), value)
     if rng.random() < 0.5:
         question += YES_OR_NO
-    return Asked(question, "yes" if truth else "no", about, closed=True)
+    return QA(question, "yes" if truth else "no", label, closed=True)
 
 
-def _others(sample: Sample, about: str, value: str, rng: random.Random) -> list[str]:
-    """What it is not: findings of the same organ four times in five, as they are the ones that are confused."""
-    if about == "dims":
+def _wrong_values(sample: Sample, label: str, value: str, rng: random.Random) -> list[str]:
+    """Values that are wrong for `label`; for a finding, 80 % of the draws are of the same organ (the hard ones)."""
+    if label == "dims":
         return [d for d in DIMS if d != value]
-    if about == "finding":
+    if label == "finding":
         pack = next(name for name in FINDINGS if name in sample.labels)
         same = [v for v in LABELS[pack] if v != value]
         other = [v for name in FINDINGS if name != pack for v in LABELS[name] if v not in ("normal", value)]
         return same if rng.random() < 0.8 else other
-    return [v for v in LABELS[about] if v != value and not any({v, value} <= clash for clash in CLASHES)]
+    return [v for v in LABELS[label] if v != value and not any({v, value} <= clash for clash in CLASHES)]
 
 
-def describe(sample: Sample, rng: random.Random) -> Asked:
-    """All that is known in one sentence."""
-    known = known_of(sample)
+def describe(sample: Sample, rng: random.Random) -> QA:
+    """All known labels in one sentence."""
+    known = answerable_labels(sample)
     what = " ".join(known[name] for name in ("dims", "plane", "sequence", "modality") if name in known)
     answer = f"A {what} scan" + (f" of the {known['body_part']}" if "body_part" in known else "")
-    return Asked(rng.choice(DESCRIBE), answer + (f": {known['finding']}" if "finding" in known else "") + ".", "all")
+    return QA(rng.choice(DESCRIBE), answer + (f": {known['finding']}" if "finding" in known else "") + ".", "all")
 
 
-def questions(sample: Sample, count: int, rng: random.Random) -> list[Asked]:
-    """`count` questions about a sample: where it has a finding, most of them about that."""
-    known, asked = known_of(sample), []
+def questions(sample: Sample, count: int, rng: random.Random) -> list[QA]:
+    """`count` questions about a sample; 70 % of them about the finding where there is one."""
+    known = answerable_labels(sample)
+    qa_pairs: list[QA] = []
     for _ in range(count):
         if "finding" in known and rng.random() < 0.7:
-            about = "finding"
+            label = "finding"
         else:
-            about = rng.choice([name for name in known if name != "finding"])
+            label = rng.choice([name for name in known if name != "finding"])
         kind = rng.random()
         if kind < 0.06:
-            asked.append(describe(sample, rng))
+            qa_pairs.append(describe(sample, rng))
         elif kind < 0.5:
-            asked.append(ask_openly(sample, about, rng))
+            qa_pairs.append(open_question(sample, label, rng))
         else:
-            asked.append(ask_closed(sample, about, rng.random() < 0.5, rng))
-    return asked
+            qa_pairs.append(closed_question(sample, label, rng.random() < 0.5, rng))
+    return qa_pairs
 
 
 def _corpus() -> Iterator[str]:
@@ -194,16 +195,16 @@ def _corpus() -> Iterator[str]:
         for wording in wordings:
             for end in ("", *SHORT, YES_OR_NO):
                 yield wording + end
-    for about, wordings in CLOSED.items():
+    for label, wordings in CLOSED.items():
         for wording in wordings:
-            for value in LABELS.get(about, DIMS if about == "dims" else [v for f in FINDINGS for v in LABELS[f]]):
+            for value in LABELS.get(label, DIMS if label == "dims" else [v for f in FINDINGS for v in LABELS[f]]):
                 yield _fill(wording, value) + YES_OR_NO
     for value in values:
         yield from [f" {value}", f" A 2D {value} scan of the {value}: {value}.", value] * 20
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of a few hundred words, then the three image marks; ids of pad, bos, eos as in LLaMA."""
+    """A byte-level BPE of 700 tokens and the three image tokens; unk/pad, bos and eos have LLaMA's ids 0, 1, 2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

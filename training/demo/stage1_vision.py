@@ -1,4 +1,4 @@
-"""Stage 1: the vision tower learns to see, with a linear head for each kind of label on the mean of its patches."""
+"""Stage 1: train the vision tower with one linear classifier per label on the mean of a scan's patches."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from radfm.modeling_radfm import RadFMVisionModel
 from .datasets import FINDINGS, LABELS, Sample
 from .trainer import train
 
-# Images of each pack in a step, and volumes beside them.
+# Images of each pack in one training step, and the number of volumes.
 MIX = {
     "brain_tumor_t1ce": 16,
     "busi_breast_us": 14,
@@ -26,7 +26,7 @@ DEPTHS = (8, 16, 24, 32)
 
 
 class LabelHeads(nn.Module):
-    """A linear classifier a label on one vector a scan."""
+    """One linear classifier per label, on one feature vector per scan: (N, width) → {label: (N, classes)}."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -39,17 +39,20 @@ class LabelHeads(nn.Module):
 
 
 def targets(samples: list[Sample]) -> dict[str, torch.Tensor]:
-    """Class of each sample for each label, -100 where it is not known."""
+    """Class index of each sample for each label: {label: (N,)}, -100 where the label is unknown."""
     return {
         name: torch.tensor([values.index(s.labels[name]) if name in s.labels else -100 for s in samples])
         for name, values in LABELS.items()
     }
 
 
-def label_loss(logits: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of the labels that are known; a finding counts three times as much as the rest."""
+def label_loss(logits: dict[str, torch.Tensor], class_targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sum over labels of the cross-entropy of the samples whose label is known, weighted by their share.
+
+    A finding has weight 2, every other label 0.7.
+    """
     total = torch.zeros(())
-    for name, classes in wanted.items():
+    for name, classes in class_targets.items():
         if (classes >= 0).any():
             weight = 2.0 if name in FINDINGS else 0.7
             share = (classes >= 0).float().mean()
@@ -58,11 +61,11 @@ def label_loss(logits: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
 
 
 def augment(pixels: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Scans moved, scaled, turned, mirrored and their greys changed, all slices of a volume alike.
+    """Shift, scale, rotate and mirror scans and change their grey values; all slices of a volume in the same way.
 
     Args:
         pixels: (N, 1, H, W, D), uint8.
-        strength: how far; 1 at the start of training, less near its end.
+        strength: factor on the range of every change; 1 at the start of training, less near the end.
 
     Returns:
         (N, 1, H, W, D), float32 in 0…1.
@@ -81,7 +84,7 @@ def augment(pixels: torch.Tensor, strength: float, generator: torch.Generator) -
     planes = pixels[:, 0].permute(0, 3, 1, 2).float() / 255
     grid = F.affine_grid(matrix, [n, depth, height, width], align_corners=False)
     planes = F.grid_sample(planes, grid, align_corners=False, padding_mode="border").clamp_min(1e-6)
-    # No noise: LayerNorm stretches each patch to one contrast, and would make it the loudest thing in a dark corner.
+    # No noise: LayerNorm scales each patch to unit variance, which would turn noise in a dark corner into high contrast.
     gamma, gain, shift = (
         u.view(n, 1, 1, 1) for u in (torch.exp(uniform(-0.5, 0.5)), torch.exp(uniform(-0.2, 0.2)), uniform(-0.1, 0.1))
     )
@@ -89,17 +92,17 @@ def augment(pixels: torch.Tensor, strength: float, generator: torch.Generator) -
     return planes.clamp(0, 1).permute(0, 2, 3, 1)[:, None]
 
 
-class Steps:
-    """The samples of a step, drawn anew from its number alone, so that an interrupted training goes on as if it had not."""
+class BatchSampler:
+    """The samples of a training step: a function of the step number alone, so that a resumed training repeats them."""
 
     def __init__(self, samples: list[Sample]):
         self.images = {name: [s for s in samples if s.pack == name and not s.is_volume] for name in MIX}
-        # There are few CT volumes: each is shown as often as five others.
+        # There are few CT volumes: each is drawn five times as often as another volume.
         volumes = [s for s in samples if s.is_volume]
         self.volumes = volumes + 4 * [s for s in volumes if s.labels["modality"] == "CT"]
 
     def __call__(self, step: int, strength: float) -> tuple[list[torch.Tensor], list[Sample]]:
-        """Augmented pixel values (images first, then volumes cut to one depth) and the samples that they show."""
+        """Augmented pixel values (images first, then volumes cut to one depth) and their samples."""
         generator = torch.Generator().manual_seed(step)
 
         def draw(pack: list[Sample], count: int) -> list[Sample]:
@@ -108,14 +111,16 @@ class Steps:
         images = [sample for name, count in MIX.items() for sample in draw(self.images[name], count)]
         volumes = draw(self.volumes, VOLUMES)
         depth = DEPTHS[int(torch.randint(len(DEPTHS), (), generator=generator))]
-        cut = torch.stack([_run_of_slices(sample.pixels, depth, generator) for sample in volumes])
-        stack = torch.stack([s.pixels for s in images])
-        pixels = [*augment(stack, strength, generator), *augment(cut, strength, generator)]
+        stacks = torch.stack([_crop_slices(sample.pixels, depth, generator) for sample in volumes])
+        pixels = [
+            *augment(torch.stack([s.pixels for s in images]), strength, generator),
+            *augment(stacks, strength, generator),
+        ]
         return pixels, images + volumes
 
 
-def _run_of_slices(pixels: torch.Tensor, depth: int, generator: torch.Generator) -> torch.Tensor:
-    """`depth` neighbouring slices from a random place of a volume (1, H, W, D), repeated where it has fewer."""
+def _crop_slices(pixels: torch.Tensor, depth: int, generator: torch.Generator) -> torch.Tensor:
+    """`depth` consecutive slices from a random position of a volume (1, H, W, D), repeated where it has fewer."""
     have = pixels.shape[-1]
     first = int(torch.randint(max(have - depth, 0) + 1, (), generator=generator))
     return pixels[..., first + torch.arange(depth) * min(depth, have) // depth]
@@ -134,27 +139,27 @@ class Classifier(nn.Module):
         super().__init__()
         self.tower = RadFMVisionModel._from_config(config)
         self.heads = LabelHeads(config.hidden_size)
-        # The Perceiver learns in stage 2; here nothing asks for its tokens.
+        # The Perceiver is trained in stage 2.
         self.tower.perceiver.requires_grad_(False)
 
     def forward(self, scans: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         return self.heads(mean_of_patches(self.tower, scans))
 
 
-def train_tower(config: RadFMVisionConfig, samples: list[Sample], steps: int, folder: Path) -> Classifier:
-    """Stage 1: strong augmentation, mild near the end; then half as many steps again, mild and at half the rate."""
+def train_vision_tower(config: RadFMVisionConfig, samples: list[Sample], steps: int, folder: Path) -> Classifier:
+    """Stage 1: strong augmentation, mild near the end; then half as many steps with mild augmentation at half the rate."""
     torch.manual_seed(0)
     classifier = Classifier(config)
-    draw = Steps(samples)
+    sample_batch = BatchSampler(samples)
 
     def loss_of_step(step: int) -> torch.Tensor:
-        pixels, shown = draw(step, strength=1.0 if step < 0.7 * steps else 0.35)
-        return label_loss(classifier(pixels), targets(shown))
+        pixels, batch = sample_batch(step, strength=1.0 if step < 0.7 * steps else 0.35)
+        return label_loss(classifier(pixels), targets(batch))
 
     classifier = train("tower", classifier, loss_of_step, steps=steps, learning_rate=8e-4, folder=folder)
 
     def loss_of_mild_step(step: int) -> torch.Tensor:
-        pixels, shown = draw(steps + step, strength=0.5)
-        return label_loss(classifier(pixels), targets(shown))
+        pixels, batch = sample_batch(steps + step, strength=0.5)
+        return label_loss(classifier(pixels), targets(batch))
 
     return train("tower-mild", classifier, loss_of_mild_step, steps=steps // 2, learning_rate=4e-4, folder=folder)

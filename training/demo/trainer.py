@@ -1,4 +1,4 @@
-"""A training loop that shows where it is and goes on where it was stopped."""
+"""A training loop with a progress bar that resumes from the last saved state."""
 
 import math
 import os
@@ -15,8 +15,8 @@ SAVE_EVERY = 200
 M = TypeVar("M", bound=nn.Module)
 
 
-class Averaged(Generic[M]):
-    """A running mean of a module's weights, which generalises better than those of the last step."""
+class EMA(Generic[M]):
+    """Exponential moving average of a module's weights, which generalises better than the weights of the last step."""
 
     def __init__(self, module: M, decay: float):
         self.module, self.decay = deepcopy(module), decay
@@ -40,18 +40,18 @@ def train(
     weight_decay: float = 0.05,
     average: float = 0.998,
 ) -> M:
-    """Train what of `module` wants gradients by AdamW with a cosine schedule; the mean of its weights comes back.
+    """Train the parameters of `module` that require gradients with AdamW and a cosine schedule; return the averaged module.
 
-    Every few steps all of it is saved as `folder/name.pt`, and a later call goes on from there.
+    The state is saved as `folder/name.pt` every `SAVE_EVERY` steps; a later call resumes from it.
     """
-    wanted = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(wanted, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
-    averaged = Averaged(module, average)
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    ema = EMA(module, average)
     state_file, first, smooth = folder / f"{name}.pt", 0, float("nan")
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         module.load_state_dict(state["module"])
-        averaged.module.load_state_dict(state["averaged"])
+        ema.module.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     columns = (
@@ -72,18 +72,18 @@ def train(
             loss = loss_of_step(step)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(wanted, 1.0)
+            nn.utils.clip_grad_norm_(trainable, 1.0)
             optimizer.step()
-            averaged.update(module, step)
+            ema.update(module, step)
             smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
             progress.update(bar, advance=1, loss=f"loss {smooth:.3f}")
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 state = {
                     "module": module.state_dict(),
-                    "averaged": averaged.module.state_dict(),
+                    "ema": ema.module.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "step": step + 1,
                 }
                 torch.save(state, state_file.with_suffix(".part"))
                 os.replace(state_file.with_suffix(".part"), state_file)
-    return averaged.module.eval()
+    return ema.module.eval()
