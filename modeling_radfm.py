@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,9 @@ from torch import nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple, logging, torch_compilable_check
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.import_utils import torch_compilable_check
 
 from .attention_radfm import PackedLengths, kernels_for
 from .configuration_radfm import RadFMConfig, RadFMVisionConfig, auto_map, logit_scale, logit_softcap
@@ -215,7 +217,7 @@ class RadFMVisionModel(RadFMPreTrainedModel):
         """The patch embedding. With frozen weights and re-entrant checkpointing, `enable_input_require_grads` hooks it."""
         return self.patch_embedding
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.patch_embedding = value
 
     @can_return_tuple
@@ -431,7 +433,7 @@ class RadFMModel(RadFMPreTrainedModel):
         return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1).to(inputs_embeds.device), rows)
 
 
-class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
     """Vision tower, projector and decoder with the language modelling head: scans and a text → the next tokens.
 
     Examples:
@@ -451,7 +453,7 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):  # t
         torch.Size([1, 12])
     """
 
-    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: RadFMConfig):
         super().__init__(config)
@@ -469,18 +471,21 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):  # t
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
+        embeddings: nn.Module = self.model.get_input_embeddings()
+        return embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
     def get_image_features(self, pixel_values: Scans, **kwargs: Any) -> RadFMVisionOutput:
         """As `RadFMModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, **kwargs)
+        outputs: RadFMVisionOutput = self.model.get_image_features(pixel_values, **kwargs)
+        return outputs
 
     def image_attention(self, pixel_values: Scans) -> list[torch.Tensor]:
         """As `RadFMVisionModel.image_attention`."""
-        return self.model.vision_tower.image_attention(pixel_values)
+        grids: list[torch.Tensor] = self.model.vision_tower.image_attention(pixel_values)
+        return grids
 
     def generate(self, *args: Any, image_features: Sequence[torch.Tensor] | None = None, **kwargs: Any) -> Any:
         """As in all of transformers, with `pixel_values`, or with `image_features` as `forward` takes them."""
