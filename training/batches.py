@@ -28,7 +28,7 @@ class BatchPlan:
         costs: of each row of the data set.
         ids: record ids, for error messages.
         max_patches, max_tokens, max_rows: bounds of a micro-batch. Tokens count as padded: rows · longest row.
-        ranks, accumulation: every epoch has a multiple of `ranks · accumulation` micro-batches, so that no update is partial.
+        ranks, accumulation: an epoch has a multiple of `ranks · accumulation` micro-batches: no update is partial.
         epochs: for how many epochs the number of micro-batches must be enough.
         seed: of the order of the rows.
         draws: how often each row is drawn in an epoch on average; 1 for each where it is left out (`mixture.py`).

@@ -56,9 +56,7 @@ def set_trainable_parts(model: PreTrainedModel, recipe: Recipe) -> PreTrainedMod
         return model
     targets = lora_targets(model, recipe)
     if recipe.parts.decoder == "lora" and not any(part_of(name) == "decoder" for name in targets):
-        raise RecipeError(
-            f"parts.decoder=lora: {model.config.text_config.model_type} has no linear layers to adapt; set full."
-        )
+        raise RecipeError(f"parts.decoder=lora: {model.config.text_config.model_type} has no layer to adapt; set full.")
     config = LoraConfig(
         r=recipe.lora.r,
         lora_alpha=recipe.lora.alpha,

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 RECIPES = Path(__file__).parent / "recipes"
 # Settings of TrainingArguments that cannot work with RadFM, and what to do instead.
 REFUSED: dict[str, str] = {
-    "use_liger_kernel": "Liger's kernels replace modules that RadFM does not have; RadFM's own kernels run on a GPU without a setting.",
+    "use_liger_kernel": "Liger's kernels replace modules that RadFM lacks; the kernels of RadFM need no setting.",
     "label_smoothing_factor": "label smoothing replaces the weighted loss of RadFM; remove it.",
     "remove_unused_columns": "the collator makes the columns of the model itself; remove it.",
     "train_sampling_strategy": "batches come from batches.max_patches and batches.max_tokens; remove it.",
@@ -138,7 +139,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         config = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else None
-    except (OmegaConfBaseException, ValueError, OSError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         raise RecipeError(f"{file}: cannot be read ({str(error).splitlines()[0]}).") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{file}: a recipe is a mapping of keys to values.")
@@ -194,22 +195,20 @@ def _check_deepspeed(config: Any) -> None:
         config = OmegaConf.to_container(OmegaConf.load(config))
     if isinstance(config, dict) and (config.get("zero_optimization") or {}).get("stage") == 3:
         raise RecipeError(
-            "training.deepspeed: ZeRO-3 hangs when ranks hold scans of different sizes; use ZeRO-2, or FSDP2 with training.fsdp."
+            "training.deepspeed: ZeRO-3 hangs when ranks hold scans of different sizes; use ZeRO-2 or FSDP2 (training.fsdp)."
         )
 
 
 def _check_parts(recipe: Recipe) -> None:
     if recipe.bits is not None and recipe.parts.decoder == "full":
-        raise RecipeError(
-            f"bits={recipe.bits}: a quantised decoder cannot be trained in full; set parts.decoder=lora or frozen."
-        )
+        raise RecipeError(f"bits={recipe.bits}: a quantised decoder cannot be trained in full; set parts.decoder=lora.")
     if recipe.parts.decoder != "full" and recipe.parts.decoder_frozen_epochs:
         raise RecipeError("parts.decoder_frozen_epochs: only a decoder that is trained in full can start frozen.")
     adapted = "lora" in (recipe.parts.decoder, recipe.parts.vision_tower, recipe.parts.perceiver)
     for part in ("decoder", "vision_tower"):
         if adapted and getattr(recipe.parts, part) == "full":
             raise RecipeError(
-                f"parts.{part}=full: beside adapters only projector and perceiver can be trained in full; set lora."
+                f"parts.{part}=full: beside adapters only projector and perceiver are trained in full; set lora."
             )
     trained = [recipe.parts.decoder, recipe.parts.vision_tower, recipe.parts.perceiver, recipe.parts.projector]
     if all(how == "frozen" for how in trained):
