@@ -4,6 +4,7 @@ import typer
 
 from .ask import ask
 from .convert import convert
+from .data import data
 from .demo import demo
 from .inspect import inspect
 
@@ -15,6 +16,7 @@ app = typer.Typer(
 )
 for command in (ask, inspect, convert, demo):
     app.command()(command)
+app.add_typer(data, name="data")
 
 
 @app.callback()

@@ -126,8 +126,14 @@ class Answers:
 
     def _inputs(self, messages: list[Message]) -> Any:
         model, processor = self.loaded
-        text = processor.apply_chat_template(messages, add_generation_prompt=True)
-        inputs = processor(text=text.replace("<image>", processor.full_image_sequence), return_tensors="pt")
+        inputs = processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"images_encoded": True},
+        )
         longest = getattr(model.config.text_config, "max_position_embeddings", sys.maxsize)
         if inputs["input_ids"].shape[1] + NEW_TOKENS > longest:
             raise AnswerError(f"The conversation is longer than the model's {longest} tokens: start a new one.")
