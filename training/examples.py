@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from radfm.load_scan_radfm import load_scan
-from radfm.medmd.schema import Record
+from radfm.medmd.schema import Part, Record
 from radfm.processing_radfm import RadFMProcessor
 from radfm.scan_radfm import ScanError
 
@@ -38,16 +38,7 @@ def encode_text(record: Record, processor: RadFMProcessor, loss: Loss) -> tuple[
     Loss is taken on the answers and their end tokens; of interleaved papers on all text (paper, Methods). Image tokens and
     questions have the label -100 and the weight 0.
     """
-    messages = [
-        {
-            "role": message.role,
-            "content": [
-                {"type": "image"} if part.type == "image" else {"type": "text", "text": part.text}
-                for part in message.content
-            ],
-        }
-        for message in record.messages
-    ]
+    messages = [{"role": m.role, "content": [_chat_part(part) for part in m.content]} for m in record.messages]
     masks = processor.apply_chat_template(
         messages,
         tokenize=True,
@@ -66,6 +57,10 @@ def encode_text(record: Record, processor: RadFMProcessor, loss: Loss) -> tuple[
     ]
     labels = [token if score else IGNORE for token, score in zip(ids, scored, strict=True)]
     return ids, labels, [float(weight) if score else 0.0 for weight, score in zip(weights, scored, strict=True)]
+
+
+def _chat_part(part: Part) -> dict[str, str | None]:
+    return {"type": "image"} if part.type == "image" else {"type": "text", "text": part.text}
 
 
 def row_cost(row: Mapping[str, Any], processor: RadFMProcessor, patch_size: int) -> Cost:
