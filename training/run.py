@@ -24,6 +24,7 @@ from .trainer import FreezeDecoder, RadFMTrainer
 
 # What Trainer must be told so that a batch reaches the model as the collator made it, and a fault is not hidden.
 FIXED = {"remove_unused_columns": False, "logging_nan_inf_filter": False, "label_names": ["labels"]}
+DEFAULTS = {"dataloader_pin_memory": torch.cuda.is_available()}
 RECIPE_FILE = "recipe.yaml"
 
 
@@ -34,7 +35,7 @@ def make_arguments(recipe: Recipe) -> TrainingArguments:
         RecipeError: values that TrainingArguments refuses together.
     """
     try:
-        return TrainingArguments(**{**recipe.training, **FIXED})
+        return TrainingArguments(**{**DEFAULTS, **recipe.training, **FIXED})
     except (ValueError, ImportError) as error:
         raise RecipeError(f"training: {str(error).splitlines()[0]}") from error
 
