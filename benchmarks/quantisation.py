@@ -16,7 +16,7 @@ import torch
 
 from radfm.cli.chat import load_model
 from radfm.conversion.convert import convert
-from radfm.conversion.parity import cases, greedy_tokens, stages
+from radfm.conversion.parity import compare_greedy_tokens, compare_stages, read_cases
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 from radfm.training.demo.datasets import Sample, read_packs
@@ -43,14 +43,14 @@ def small_reference(folder: Path) -> dict[str, tuple[float, float, float]]:
         convert(folder, Path(place), text_config={"model_type": "llama", **language})
         for way in WAYS:
             model, errors, logits, same = load(Path(place), way), [], [], []
-            for case in cases(folder):
-                for stage, got, wanted in stages(model, case):
+            for case in read_cases(folder):
+                for stage, got, wanted in compare_stages(model, case):
                     if stage == "logits":
                         errors.append((got.float() - wanted).flatten())
                         logits.append(wanted.flatten())
-                for said, words in greedy_tokens(model, case):
-                    same += [a == b for a, b in zip(said, words, strict=False)]
-                    same += [False] * abs(len(words) - len(said))
+                for tokens, expected in compare_greedy_tokens(model, case):
+                    same += [a == b for a, b in zip(tokens, expected, strict=False)]
+                    same += [False] * abs(len(expected) - len(tokens))
             found[way] = (*_error(torch.cat(errors), torch.cat(logits)), sum(same) / len(same))
     return found
 

@@ -7,7 +7,10 @@ import sys
 import pytest
 from helpers import ROOT
 
-pytestmark = pytest.mark.skipif(not (ROOT / "model.safetensors").exists(), reason="needs the demo checkpoint in the root")
+pytestmark = [
+    pytest.mark.slow,  # an interpreter for each command, which imports torch and transformers: a minute
+    pytest.mark.skipif(not (ROOT / "model.safetensors").exists(), reason="needs the demo checkpoint in the root"),
+]
 
 
 def radfm(*words, answers=""):

@@ -38,8 +38,8 @@ def test_left_is_on_the_right_of_the_picture_in_every_storage_order(axes, tmp_pa
     assert (np.asarray(Image.open(tmp_path / "same.png")) == picture).all()
 
 
-def test_lines_name_what_a_reader_needs(packs):
-    scan = load_scan(packs / "dicom_series_ct.zip")
+def test_lines_name_what_a_reader_needs(series_zips):
+    scan = load_scan(series_zips / "dicom_series_ct.zip")
     text = "\n".join(describe("study.zip", scan))
     assert "study.zip: CT, volume" in text and "1 CT body 3 mm" in text
     assert "512 × 512 × 20 voxels" in text and "0.9766 × 0.9766 × 2 mm" in text

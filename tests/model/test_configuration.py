@@ -42,8 +42,8 @@ def test_nonsense_is_refused_by_the_name_of_its_field(vision, text, sentence):
         small_config(vision_config={**VISION, **vision}, text_config={**TEXT, **text})
 
 
-def test_image_marks_must_differ():
-    with pytest.raises(ValueError, match="three different ids"):
+def test_image_ids_must_differ():
+    with pytest.raises(ValueError, match="three image ids must differ"):
         small_config(image_end_token_id=100)
 
 

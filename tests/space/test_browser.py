@@ -125,11 +125,11 @@ class Visitor:
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_the_whole_way(screen, served, chromium, packs, nifti_files, tmp_path):
+def test_the_whole_way(screen, served, chromium, series_zips, nifti_files, tmp_path):
     visitor = Visitor(chromium, served, **SCREENS[screen])
     page = visitor.page
     visitor.keep(f"{screen}-empty")
-    visitor.drop(packs / "dicom_series_ct.zip")
+    visitor.drop(series_zips / "dicom_series_ct.zip")
     visitor.sees(1)
 
     middle = visitor.slice()
@@ -175,7 +175,7 @@ def test_the_whole_way(screen, served, chromium, packs, nifti_files, tmp_path):
     with page.expect_download() as download:
         page.get_by_role("link", name="overlay (NIfTI)").click()
     download.value.save_as(tmp_path / "overlay.nii.gz")
-    image, scan = nibabel.load(tmp_path / "overlay.nii.gz"), load_scan(packs / "dicom_series_ct.zip")
+    image, scan = nibabel.load(tmp_path / "overlay.nii.gz"), load_scan(series_zips / "dicom_series_ct.zip")
     assert image.shape == scan.voxels.shape[1:] and np.allclose(image.affine, scan.affine, atol=1e-3)
     with page.expect_download() as download:
         page.get_by_role("link", name="conversation (JSON)").click()
@@ -228,9 +228,9 @@ def test_an_answer_streams_and_can_be_stopped(talkative, chromium, dicom_files):
     page.context.close()
 
 
-def test_a_point_has_the_coordinates_that_nibabel_gives(served, chromium, packs, tmp_path):
+def test_a_point_has_the_coordinates_that_nibabel_gives(served, chromium, series_zips, tmp_path):
     """An oblique volume: click, and read position and grey value; nibabel finds the same value there."""
-    scan = load_scan(packs / "dicom_series_mr.zip")
+    scan = load_scan(series_zips / "dicom_series_mr.zip")
     image = nibabel.Nifti1Image(scan.voxels[0], scan.affine)
     nibabel.save(image, tmp_path / "oblique.nii.gz")
     visitor = Visitor(chromium, served, **SCREENS["wide-light"])
@@ -263,8 +263,8 @@ def test_what_a_visitor_brought_goes_with_the_page(served, chromium, dicom_files
     assert not file.exists() and list(sessions.iterdir()) == []
 
 
-def test_a_flipped_copy_looks_the_same(served, chromium, packs, tmp_path):
-    scan = load_scan(packs / "dicom_series_ct.zip")
+def test_a_flipped_copy_looks_the_same(served, chromium, series_zips, tmp_path):
+    scan = load_scan(series_zips / "dicom_series_ct.zip")
     affine = scan.affine.copy()
     for axis in (0, 1, 2):
         affine[:3, 3] += affine[:3, axis] * (scan.voxels.shape[axis + 1] - 1)
@@ -287,10 +287,10 @@ def test_a_flipped_copy_looks_the_same(served, chromium, packs, tmp_path):
     visitor.page.context.close()
 
 
-def test_without_webgl_there_is_a_plain_slider(served, playwright, packs):
+def test_without_webgl_there_is_a_plain_slider(served, playwright, series_zips):
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=WITHOUT_WEBGL)
     visitor = Visitor(browser, served, **SCREENS["wide-light"])
-    visitor.drop(packs / "dicom_series_ct.zip")
+    visitor.drop(series_zips / "dicom_series_ct.zip")
     visitor.sees(1)
     middle = visitor.picture()
     visitor.page.focus("[data-part=slice]")

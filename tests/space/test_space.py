@@ -62,17 +62,17 @@ def a_module(folder: Path, body: str) -> reader_process.Reader:
     return reader_process.Reader(str(folder), "bad_reader")
 
 
-def test_a_series_is_read_apart(packs, tmp_path):
-    scans, refused = reader_process.read([packs / "dicom_series_ct.zip"], tmp_path / "out", READER)
-    here = load_scan(packs / "dicom_series_ct.zip")
+def test_a_series_is_read_apart(series_zips, tmp_path):
+    scans, refused = reader_process.read([series_zips / "dicom_series_ct.zip"], tmp_path / "out", READER)
+    here = load_scan(series_zips / "dicom_series_ct.zip")
     apart = scans[0].load(Scan)
     assert refused == [] and scans[0].name == "dicom_series_ct.zip"
     assert np.array_equal(apart.voxels, here.voxels) and np.allclose(apart.affine, here.affine)
     assert (apart.modality, apart.spacing, list(apart.windows)) == (here.modality, here.spacing, list(here.windows))
 
 
-def test_dropped_files_are_grouped_by_series(dicom_files, nifti_files, tmp_path, packs):
-    with zipfile.ZipFile(packs / "dicom_series_ct.zip") as archive:
+def test_dropped_files_are_grouped_by_series(dicom_files, nifti_files, tmp_path, series_zips):
+    with zipfile.ZipFile(series_zips / "dicom_series_ct.zip") as archive:
         archive.extractall(tmp_path / "ct")
     files = sorted(path for path in (tmp_path / "ct").rglob("*") if path.is_file())
     drop = tmp_path / "drop"
@@ -202,12 +202,12 @@ def test_the_api_answers_with_json(ask, dicom_files, nifti_files):
     assert said["answer"] in ("yes", "no") and 0 <= said["yes"] <= 1 and len(said["scans"]) == 2
 
 
-def test_an_mcp_client_asks_about_a_zipped_series(served, packs):
+def test_an_mcp_client_asks_about_a_zipped_series(served, series_zips):
     mcp = pytest.importorskip("mcp", reason="needs the MCP client: pip install 'gradio[mcp]'")
     from mcp.client.streamable_http import streamablehttp_client
 
     # Gradio fetches no address of this machine itself, which a data URL is not.
-    series = base64.b64encode((packs / "dicom_series_ct.zip").read_bytes()).decode()
+    series = base64.b64encode((series_zips / "dicom_series_ct.zip").read_bytes()).decode()
     given = {"scan": f"data:application/zip;base64,{series}", "question": "Which imaging modality is this?"}
     bad = {**given, "scan": given["scan"][: given["scan"].index(",") + 1001]}
 
@@ -236,14 +236,14 @@ def test_the_api_refuses_with_a_sentence(ask, tmp_path):
         ask([], "What is this?")
 
 
-def test_many_at_once_are_all_answered_and_nothing_is_left(ask, packs, tmp_path):
+def test_many_at_once_are_all_answered_and_nothing_is_left(ask, series_zips, tmp_path):
     """Eight visitors at once, one with a broken zip: an answer or a sentence for each; then the disk is empty."""
-    good = (packs / "dicom_series_mr.zip").read_bytes()
+    good = (series_zips / "dicom_series_mr.zip").read_bytes()
     (tmp_path / "broken.zip").write_bytes(good[: len(good) // 2])
 
     def one(number: int) -> str:
         try:
-            return ask([tmp_path / "broken.zip" if number == 3 else packs / "dicom_series_mr.zip"], "Is it 2D or 3D?")[
+            return ask([tmp_path / "broken.zip" if number == 3 else series_zips / "dicom_series_mr.zip"], "Is it 2D or 3D?")[
                 "answer"
             ]
         except Exception as error:
