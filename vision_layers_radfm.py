@@ -120,7 +120,7 @@ class RadFMPatchEmbedding(nn.Module):
                 norm = (self.output_norm.weight, self.output_norm.bias)
                 tables = (table.weight for table in self.position_tables())
                 size = (self.config.patch_size, self.config.patch_size, scans.shape[-1] // grid[2])
-                tokens = fused.patch_embedding(scans, matrix, bias, *norm, *tables, size, None, self.config.layer_norm_eps)
+                tokens = fused.patch_embedding(scans, matrix, bias, *norm, *tables, size, self.config.layer_norm_eps)
                 return self.dropout(tokens)
             patches = self.cut(scans)
             normed = F.layer_norm(patches.float(), patches.shape[-1:], eps=self.config.layer_norm_eps)
