@@ -189,7 +189,7 @@ def features(config: str) -> "datasets.Features":
     from datasets import Features, Image, Json, List, Nifti, Value
 
     string, strings = Value("string"), List(Value("string"))
-    types: dict[str, Any] = {name: string for name in COLUMNS}
+    types: dict[str, Any] = dict.fromkeys(COLUMNS, string)
     types["images"] = List(Image()) if config == "2d" else List(Nifti(decode=False))
     types["messages"] = List({"role": string, "content": List({"type": string, "text": string})})
     types["findings"] = List({"name": string, "value": Value("int8")})

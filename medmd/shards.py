@@ -43,7 +43,7 @@ class ShardWriter:
         self._writer = pq.ParquetWriter(
             self._temporary,
             self._schema,
-            compression={name: "zstd" for name in text_columns} | {SCAN_COLUMN: "none"},
+            compression=dict.fromkeys(text_columns, "zstd") | {SCAN_COLUMN: "none"},
             use_dictionary=["source", "task", "licence", "split"],
             write_statistics=["id", "source", "task", "split", "group"],
             write_page_index=True,

@@ -14,6 +14,7 @@ from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 
 from .batches import BatchPlan
+from .card import clean_adapter_config, write_card
 from .collator import Collator
 from .data import load_rows
 from .examples import ExampleDataset, row_cost
@@ -114,6 +115,9 @@ def train(recipe: Recipe) -> Path:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)))
     trainer.save_model()
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        clean_adapter_config(out)
+        write_card(recipe, rows, trainer.state, out)
     return out
 
 
