@@ -152,7 +152,7 @@ def test_a_resumed_training_ends_with_the_same_weights(base, data, tmp_path):
                 "training.save_steps=1",
                 "training.save_total_limit=20",
                 *more,
-            )  # fmt: skip
+            )
         )
 
     whole = run(tmp_path / "whole")
