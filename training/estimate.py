@@ -48,7 +48,8 @@ def describe_training(recipe: Recipe) -> Iterator[str]:
     flops = _flops_of_epoch(sizes, trained, patches, tokens, args) * steps / max(steps_per_epoch, 1)
     rate = _matmul_rate(args)
     seconds = flops / (rate * REACHED * args.world_size)
-    yield f"time: about {_duration(seconds)} if half of the {rate / 1e9:,.0f} GFLOP/s of matrix products measured here is reached"
+    rate_text = f"{rate / 1e9:,.0f} GFLOP/s of matrix products measured here"
+    yield f"time: about {_duration(seconds)} if half of the {rate_text} is reached"
 
 
 def _parameters(config: RadFMConfig, recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
