@@ -12,6 +12,7 @@ OWN_ROWS = (".csv", ".tsv", ".jsonl")
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say steps, memory and time, and load no weights.")] = False,
 ) -> None:
     """Train a model by a recipe; the same command goes on after an interruption.
 
@@ -21,6 +22,8 @@ def train(
     Examples:
 
       radfm train finetune-lora data=my_scans.csv model=me/radfm training.output_dir=radfm-liver
+
+      radfm train pretrain-medmd data=medmd/ --plan
 
       radfm train finetune-lora data=medmd/ training.max_steps=500 lora.r=8 batches.max_patches=4096
 
@@ -35,6 +38,12 @@ def train(
             raise RecipeError("data: is missing; name a data set, its Hub id, or a CSV or JSONL, as in data=my_scans.csv.")
         if checked.data.endswith(OWN_ROWS):
             checked = checked.model_copy(update={"data": _build(checked.data, checked.training["output_dir"])})
+        if plan:
+            from radfm.training.estimate import describe_training
+
+            for line in describe_training(checked):
+                print(line)
+            return
         from radfm.training.run import train as train_recipe
         from radfm.training.trainer import TrainingError
 

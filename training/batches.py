@@ -115,6 +115,11 @@ class BatchPlan:
             batches[costliest : costliest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
         return batches + [[] for _ in range(wanted - len(batches))]
 
+    def sums(self, epoch: int) -> tuple[int, int]:
+        """Patches and tokens of all rows of an epoch."""
+        rows = self._rows(epoch)
+        return int(self._patches[rows].sum()), int(self._tokens[rows].sum())
+
     def _cost(self, batch: list[int]) -> float:
         """The share of the bounds that a micro-batch uses up."""
         patches = self._patches[batch].sum() / self._bounds[0]

@@ -24,7 +24,7 @@ def run_on_two_ranks(recipe, out: Path) -> Path:
     ]
     arguments += ["augmentation.enabled=false"]
     arguments += [f"training.{key}={value}" for key, value in {**recipe.training, "output_dir": out}.items()]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [*torchrun, "-m", "radfm.training", "projector-only", *arguments, "training.ddp_backend=gloo"],
