@@ -36,7 +36,7 @@ def load(folder: Path, way: str) -> RadFMForConditionalGeneration:
 
 
 def small_reference(folder: Path) -> dict[str, tuple[float, float, float]]:
-    """For each precision: the largest logit error, the RMS error / the logits' standard deviation, the share of equal tokens."""
+    """For each precision: largest logit error, RMS error / standard deviation of the logits, share of equal tokens."""
     meta = json.loads((folder / "cases.json").read_text())
     language = {k: v for k, v in meta["config"]["language"].items() if not k.endswith("token_id")}
     results = {}
