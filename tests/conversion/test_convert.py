@@ -152,10 +152,6 @@ def with_value(value):
 
 EMBED, HEAD = "lang_model.model.embed_tokens.weight", "lang_model.lm_head.weight"
 MARKS = "embedding_layer.figure_token_weight"
-    "lang_model.model.embed_tokens.weight",
-    "lang_model.lm_head.weight",
-    "embedding_layer.figure_token_weight",
-)
 LATENTS, FC_BIAS = "embedding_layer.perceiver.latents", "embedding_layer.fc.bias"
 QKV = "embedding_layer.vision_encoder.transformer.layers.0.0.fn.to_qkv.weight"
 
