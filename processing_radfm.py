@@ -59,6 +59,8 @@ class RadFMTextKwargs(TypedDict, total=False):
 class RadFMProcessingKwargs(ProcessingKwargs, total=False):
     """The keyword arguments of `RadFMProcessor.__call__`, by the part that takes them."""
 
+    _defaults = {}  # type: ignore[misc] # transformers 5.18 reads it
+
     text_kwargs: RadFMTextKwargs
     images_kwargs: RadFMImagesKwargs
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from helpers import MARKS, small_model
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, models
@@ -292,6 +292,9 @@ PROCESSOR = RadFMProcessor.from_pretrained(CHAT_TEMPLATE_FILE.parent)
 
 
 @settings(deadline=None)
+@example(["", "<im", "age>"], "", "")
+@example(["", "<", "/", "s>"], "<", "/s>")
+@example(["<im<image>age>", "<image_<image>token>"], "</s>", "<s>")
 @given(st.lists(TYPED_TEXT.map("".join), min_size=1, max_size=4), TYPED_TEXT.map("".join), TYPED_TEXT.map("".join))
 def test_what_a_person_types_never_becomes_a_control_token(parts, answer, last):
     texts = [{"type": "text", "text": part} for part in parts]
