@@ -308,4 +308,7 @@ def _validate_window(window: Any) -> Any:
     return (float(window[0]), float(window[1]))
 
 
+# Saving copies this file and what it imports, so that the folder loads with `trust_remote_code=True` alone.
+RadFMImageProcessor.register_for_auto_class()
+
 __all__ = ["RadFMImageProcessor"]

@@ -450,4 +450,7 @@ class _ScanSource:
         self.scan_source = scan_source
 
 
+# Saving copies this file and what it imports, so that the folder loads with `trust_remote_code=True` alone.
+RadFMProcessor.register_for_auto_class()
+
 __all__ = ["RadFMProcessor"]

@@ -182,7 +182,6 @@ def _count(checkpoint: Checkpoint, prefix: str) -> int:
 
 
 def _image_processor(config: RadFMConfig) -> RadFMImageProcessor:
-    RadFMImageProcessor.register_for_auto_class("AutoImageProcessor")
     return RadFMImageProcessor(image_size=config.vision_config.image_size, preset="published")
 
 
@@ -196,7 +195,6 @@ def _write_processor(out: Path, config: RadFMConfig, tokenizer: str | None) -> l
 
 def save_processor(config: RadFMConfig, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Save the processor of a model; the tokenizer has the image tokens already."""
-    RadFMProcessor.register_for_auto_class("AutoProcessor")
     RadFMProcessor(_image_processor(config), tokenizer, config.num_image_tokens).save_pretrained(out)
 
 

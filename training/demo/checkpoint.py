@@ -72,8 +72,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> RadFMForConditionalGenerati
 
 def write(model: RadFMForConditionalGeneration, processor: RadFMProcessor, out: Path) -> None:
     """Write a model repository to `out`: weights in half precision, configs, tokenizer, and the code where it is missing."""
-    RadFMProcessor.register_for_auto_class("AutoProcessor")
-    RadFMImageProcessor.register_for_auto_class("AutoImageProcessor")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, state_dict={name: weight.half() for name, weight in model.state_dict().items()})
