@@ -38,7 +38,7 @@ BODY_HU, BODY_SHARE = -400.0, 0.05
 Window = str | tuple[float, float]
 
 
-class RadFMImagesKwargs(TypedDict, total=False):
+class RadFMImageProcessorKwargs(TypedDict, total=False):
     """The settings of `RadFMImageProcessor`, which documents them; `images_kwargs` of the processor takes the same names."""
 
     image_size: int
@@ -98,7 +98,7 @@ class RadFMImageProcessor(ImageProcessingMixin):
     """
 
     model_input_names = ["pixel_values"]
-    valid_kwargs = RadFMImagesKwargs
+    valid_kwargs = RadFMImageProcessorKwargs
 
     def __init__(
         self,

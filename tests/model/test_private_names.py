@@ -45,5 +45,5 @@ def test_the_table_has_the_private_names_of_the_code():
 
 
 def test_a_new_private_name_is_noticed():
-    source = "class A:\n    _no_split_modules = []\n\n    def f(self):\n        self._own = 1\n        return self._own, x._theirs\n"
+    source = "class A:\n _no_split_modules = []\n def f(self):\n  self._own = 1\n  return self._own, x._theirs\n"
     assert private_names_of_other_libraries([source]) == {"_no_split_modules", "_theirs"}

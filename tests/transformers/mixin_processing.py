@@ -3,14 +3,19 @@
 import unittest
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig
 from transformers_tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from transformers_tests.test_processing_common import ProcessorTesterMixin
 
+from radfm.configuration_radfm import RadFMConfig
 from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.processing_radfm import RadFMProcessor
 
 ROOT = Path(__file__).parent.parent.parent
+
+# Known to the Auto classes by name, as a class of transformers is; the mixins do not pass `trust_remote_code`.
+AutoProcessor.register(RadFMConfig, RadFMProcessor)
+RadFMProcessor._auto_class = RadFMImageProcessor._auto_class = None
 
 
 class RadFMProcessorTest(ProcessorTesterMixin, unittest.TestCase):
