@@ -38,7 +38,7 @@ BODY_HU, BODY_SHARE = -400.0, 0.05
 Window = str | tuple[float, float]
 
 
-class RadFMImagesKwargs(TypedDict, total=False):
+class RadFMImageProcessorKwargs(TypedDict, total=False):
     """The settings of `RadFMImageProcessor`, which documents them; `images_kwargs` of the processor takes the same names."""
 
     image_size: int
@@ -98,7 +98,7 @@ class RadFMImageProcessor(ImageProcessingMixin):
     """
 
     model_input_names = ["pixel_values"]
-    valid_kwargs = RadFMImagesKwargs
+    valid_kwargs = RadFMImageProcessorKwargs
 
     def __init__(
         self,
@@ -309,6 +309,6 @@ def _validate_window(window: Any) -> Any:
 
 
 # Saving copies this file and what it imports, so that the folder loads with `trust_remote_code=True` alone.
-RadFMImageProcessor.register_for_auto_class("AutoImageProcessor")
+RadFMImageProcessor.register_for_auto_class()
 
 __all__ = ["RadFMImageProcessor"]

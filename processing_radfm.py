@@ -19,7 +19,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from .image_processing_radfm import (
     SETTINGS,
     RadFMImageProcessor,
-    RadFMImagesKwargs,
+    RadFMImageProcessorKwargs,
     refuse_misspelt_settings,
     refuse_unknown_names,
 )
@@ -56,13 +56,13 @@ class RadFMTextKwargs(TypedDict, total=False):
     images_encoded: bool
 
 
-class RadFMProcessingKwargs(ProcessingKwargs, total=False):
+class RadFMProcessorKwargs(ProcessingKwargs, total=False):
     """The keyword arguments of `RadFMProcessor.__call__`, by the part that takes them."""
 
     _defaults = {}  # type: ignore[misc] # transformers 5.18 reads it
 
     text_kwargs: RadFMTextKwargs
-    images_kwargs: RadFMImagesKwargs
+    images_kwargs: RadFMImageProcessorKwargs
 
 
 CALL_KWARGS = (*RadFMTextKwargs.__annotations__, *SETTINGS, "text_kwargs", "images_kwargs", "common_kwargs")
@@ -91,7 +91,7 @@ class RadFMProcessor(ProcessorMixin):
         '<s><image>Is this CT?'
     """
 
-    valid_processor_kwargs = RadFMProcessingKwargs
+    valid_processor_kwargs = RadFMProcessorKwargs
     # Scans have different sizes, so `pixel_values` stays a list of tensors whatever `return_tensors` says.
     skip_tensor_conversion = ["pixel_values", "text_replacement_offsets"]
 
@@ -263,15 +263,15 @@ class RadFMProcessor(ProcessorMixin):
         """The keyword arguments of a call → (text_kwargs, images_kwargs), by transformers' order of priority."""
         refuse_unknown_names("RadFMProcessor", kwargs, CALL_KWARGS)
         refuse_unknown_names("text_kwargs", kwargs.get("text_kwargs", {}), RadFMTextKwargs.__annotations__)
-        refuse_unknown_names("images_kwargs", kwargs.get("images_kwargs", {}), RadFMImagesKwargs.__annotations__)
+        refuse_unknown_names("images_kwargs", kwargs.get("images_kwargs", {}), RadFMImageProcessorKwargs.__annotations__)
         common = kwargs.pop("common_kwargs", {})
         refuse_unknown_names("common_kwargs", common, CALL_KWARGS)
         named = {*kwargs, *kwargs.get("text_kwargs", {}), *kwargs.get("images_kwargs", {})}
         kwargs.update({name: value for name, value in common.items() if name not in named})
-        merged = self._merge_kwargs(RadFMProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged = self._merge_kwargs(RadFMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs, images_kwargs = (
             {name: value for name, value in merged[part].items() if name in typed.__annotations__}
-            for part, typed in (("text_kwargs", RadFMTextKwargs), ("images_kwargs", RadFMImagesKwargs))
+            for part, typed in (("text_kwargs", RadFMTextKwargs), ("images_kwargs", RadFMImageProcessorKwargs))
         )
         return text_kwargs, images_kwargs
 
@@ -453,6 +453,6 @@ class _ScanSource:
 
 
 # Saving copies this file and what it imports, so that the folder loads with `trust_remote_code=True` alone.
-RadFMProcessor.register_for_auto_class("AutoProcessor")
+RadFMProcessor.register_for_auto_class()
 
 __all__ = ["RadFMProcessor"]

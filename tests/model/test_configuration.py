@@ -1,5 +1,7 @@
 """Sizes: the paper's by default, nonsense refused by name, and what is saved comes back."""
 
+import doctest
+import importlib
 import subprocess
 import sys
 
@@ -59,3 +61,8 @@ def test_an_older_transformers_is_refused_in_words():
     code = "import transformers; transformers.__version__ = '4.57.6'\nimport radfm.configuration_radfm\n"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
     assert "RadFM needs transformers 5.18 or newer, and this is transformers 4.57.6" in run.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["configuration_radfm", "attention_radfm", "vision_layers_radfm", "modeling_radfm"])
+def test_examples_of_the_docstrings(name):
+    assert doctest.testmod(importlib.import_module(f"radfm.{name}")).failed == 0
