@@ -61,8 +61,8 @@ class RadFMProcessorKwargs(ProcessingKwargs, total=False):
 
     _defaults = {}  # type: ignore[misc] # transformers 5.18 reads it
 
-    text_kwargs: RadFMTextKwargs
-    images_kwargs: RadFMImageProcessorKwargs
+    text_kwargs: RadFMTextKwargs  # type: ignore[misc]
+    images_kwargs: RadFMImageProcessorKwargs  # type: ignore[misc]
 
 
 CALL_KWARGS = (*RadFMTextKwargs.__annotations__, *SETTINGS, "text_kwargs", "images_kwargs", "common_kwargs")
@@ -91,7 +91,7 @@ class RadFMProcessor(ProcessorMixin):
         '<s><image>Is this CT?'
     """
 
-    valid_processor_kwargs = RadFMProcessorKwargs
+    valid_processor_kwargs = RadFMProcessorKwargs  # type: ignore[assignment]
     # Scans have different sizes, so `pixel_values` stays a list of tensors whatever `return_tensors` says.
     skip_tensor_conversion = ["pixel_values", "text_replacement_offsets"]
 
@@ -205,7 +205,9 @@ class RadFMProcessor(ProcessorMixin):
         tensor_type = text_kwargs.get("return_tensors")
         return BatchFeature(data, tensor_type=tensor_type, skip_tensor_conversion=self.skip_tensor_conversion)
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+    def apply_chat_template(  # type: ignore[override] # transformers spells every name out
+        self, conversation: Any, chat_template: str | None = None, **kwargs: Any
+    ) -> Any:
         """A conversation, or a list of them, as a text or (`tokenize=True`) as model inputs.
 
         Text parts are text. Control tokens that are typed in them (`<image>`, `<image_token>`, `</s>`, …) become the ids of
@@ -240,8 +242,8 @@ class RadFMProcessor(ProcessorMixin):
         """The text that takes the place of `<image>`: the start mark, the placeholders, the end mark."""
         return IMAGE_START + IMAGE_TOKEN * self.num_image_tokens + IMAGE_END
 
-    @property
-    def image_token_ids(self) -> list[int]:
+    @property  # type: ignore[misc] # an attribute in the base class
+    def image_token_ids(self) -> list[int]:  # type: ignore[override]
         """The ids that `full_image_sequence` is made of, which have type 1 in `mm_token_type_ids`."""
         return [self.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS]
 
@@ -268,7 +270,8 @@ class RadFMProcessor(ProcessorMixin):
         refuse_unknown_names("common_kwargs", common, CALL_KWARGS)
         named = {*kwargs, *kwargs.get("text_kwargs", {}), *kwargs.get("images_kwargs", {})}
         kwargs.update({name: value for name, value in common.items() if name not in named})
-        merged = self._merge_kwargs(RadFMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        typed_kwargs: Any = RadFMProcessorKwargs
+        merged = self._merge_kwargs(typed_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs, images_kwargs = (
             {name: value for name, value in merged[part].items() if name in typed.__annotations__}
             for part, typed in (("text_kwargs", RadFMTextKwargs), ("images_kwargs", RadFMImageProcessorKwargs))

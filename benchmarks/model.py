@@ -122,7 +122,8 @@ def matmul_rate() -> float:
 
 def tower_operations(patches: int, config: RadFMVisionConfig, values: int) -> float:
     """Multiplications and additions of a scan's way through tower and Perceiver."""
-    width, inner, mlp = config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size
+    width, inner = config.hidden_size, config.num_attention_heads * int(config.head_dim or 0)
+    mlp = config.intermediate_size
     layer = patches * (4 * width * inner + 2 * width * mlp) + 2 * patches**2 * inner
     latents, own = config.num_image_tokens, config.perceiver_num_attention_heads * config.perceiver_head_dim
     asked = patches + latents

@@ -140,7 +140,7 @@ def infer_config(checkpoint: Checkpoint, text_config: dict[str, Any] | None) -> 
         **(text_config or {}),
         "vocab_size": vocab_size + IMAGE_TOKENS,
     }
-    sizes = {
+    sizes: dict[str, Any] = {
         "image_size": rows(f"{vision}pos_embedding.row_embed.weight") * PATCH,
         "max_slices": rows(f"{vision}pos_embedding.dep_embed.weight") * PATCH_DEPTH,
         "hidden_size": width,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ def with_decoder(source: str | Path, decoder: str, out: Path, dtype: str = "bflo
     config = RadFMConfig(
         vision_config=published.vision_config.to_dict(),
         text_config=language.config.to_dict(),
-        **image_token_ids(tokenizer),
+        **cast(dict[str, Any], image_token_ids(tokenizer)),
     )
     with torch.device("meta"):
         model = RadFMForConditionalGeneration(config)

@@ -83,8 +83,8 @@ def compare_stages(model: RadFMForConditionalGeneration, case: Case) -> Iterator
     if case.pixel_values:
         vision = model.model.vision_tower(case.pixel_values)
         yield "vit_features", vision.last_hidden_state, case.stored_per_scan("vit_features").flatten(0, 1)
-        yield "perceiver", torch.stack(list(vision.pooler_output)), case.stored_per_scan("perceiver")
-        image_tokens = torch.stack(list(model.get_image_features(case.pixel_values).pooler_output))
+        yield "perceiver", torch.stack(vision.pooler_output), case.stored_per_scan("perceiver")
+        image_tokens = torch.stack(list(model.get_image_features(case.pixel_values).pooler_output or ()))
         yield "image_tokens", image_tokens, case.stored_per_scan("image_tokens")
     decoder_inputs: dict[str, torch.Tensor] = {}
     hook = model.model.language_model.register_forward_pre_hook(

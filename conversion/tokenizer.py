@@ -5,6 +5,7 @@ token and puts a space piece in front of the rest: `</image>?` ends with the id 
 """
 
 from pathlib import Path
+from typing import Any, cast
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -42,7 +43,7 @@ def published_tokenizer(source: str, vocab_size: int) -> PreTrainedTokenizerBase
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConversionError(f"{source}: is neither a folder nor a repository on the Hub ({reason}).") from error
-    tokenizer = _with_published_spaces(_read_backend(folder))
+    tokenizer: Any = _with_published_spaces(_read_backend(folder))
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig())
     if len(tokenizer) != vocab_size:
@@ -63,7 +64,7 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 def image_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The ids of the image tokens under the names that `RadFMConfig` has for them."""
     fields = {"image_start_token_id": IMAGE_START, "image_end_token_id": IMAGE_END, "image_token_id": IMAGE_TOKEN}
-    return {field: tokenizer.convert_tokens_to_ids(token) for field, token in fields.items()}
+    return {field: cast(int, tokenizer.convert_tokens_to_ids(token)) for field, token in fields.items()}
 
 
 def _read_backend(folder: Path) -> Tokenizer:

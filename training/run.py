@@ -86,7 +86,7 @@ def train(recipe: Recipe) -> Path:
         TrainingError: a step that could not be taken, with the ids of the records.
     """
     args = make_arguments(recipe)
-    out = Path(args.output_dir)
+    out = Path(str(args.output_dir))
     _keep_recipe(recipe, out)
     processor = RadFMProcessor.from_pretrained(recipe.model, revision=recipe.revision or "main")
     config = RadFMConfig.from_pretrained(recipe.model, revision=recipe.revision or "main")

@@ -4,11 +4,11 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import seed_worker
 
@@ -41,8 +41,8 @@ class RadFMTrainer(Trainer):
         # The epoch is taken from the state: `set_epoch` does not reach the sampler after a resume.
         sampler = PlanSampler(self.plan, rank, ranks, lambda: math.floor((self.state.epoch or 0) + 1e-6))
         workers = self.args.dataloader_num_workers
-        loader = DataLoader(
-            self.train_dataset,
+        loader: Any = DataLoader(
+            cast("Dataset[Any]", self.train_dataset),
             batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=workers,
@@ -61,7 +61,7 @@ class RadFMTrainer(Trainer):
         with self._throughput.waiting():
             return super().get_batch_samples(epoch_iterator, num_batches, device)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         if not batch_samples or "loss_weights" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         total = sum(batch["loss_weights"][:, 1:].sum() for batch in batch_samples).to(device)
