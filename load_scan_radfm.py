@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .scan_radfm import ReadOptions, Scan, ScanError, first_line, replace_nonfinite
+from .scan_radfm import ReadContext, ReadOptions, Scan, ScanError, first_line, replace_nonfinite
 
 MAX_BYTES = 2 << 30
 MAX_FILES = 100_000
@@ -26,7 +26,7 @@ def load_scan(
     source: Any,
     *,
     series: str | int | None = None,
-    volume: int | None = None,
+    volume: int | dict[str, Any] | None = None,
     allow_missing: bool = False,
     max_bytes: int = MAX_BYTES,
 ) -> Scan:
@@ -59,10 +59,10 @@ def load_scan(
 
         return scan_of_nibabel(source, "the given image", volume, max_bytes)
     if hasattr(source, "file_meta") or hasattr(source, "SOPClassUID"):
-        from .dicom_radfm import Instance, scan_of_instances
+        from .dicom_radfm import Instance, load_dicom
 
         given = Instance("the given dataset", source, None)
-        return scan_of_instances("the given dataset", [given], choice)
+        return load_dicom([given], ReadContext("the given dataset", choice))
     if hasattr(source, "getbands"):
         return _scan_of_picture(source, "the given picture", max_bytes)
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | os.PathLike) for item in source):
@@ -82,16 +82,29 @@ def list_series(source: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> lis
     """
     from .dicom_radfm import describe_series
 
-    path = Path(source)
+    return describe_series(*_instances_of(Path(source), ReadOptions(None, None, False, max_bytes)))
+
+
+def list_volumes(source: str | os.PathLike, *, series: str | int | None = None, max_bytes: int = MAX_BYTES) -> list[str]:
+    """The volumes that `volume=` chooses from in a DICOM series: index, what tells each apart, slices, the default.
+
+    Raises:
+        ScanError: there is no DICOM image.
+    """
+    from .dicom_radfm import describe_volumes
+
+    return describe_volumes(*_instances_of(Path(source), ReadOptions(series, None, False, max_bytes)))
+
+
+def _instances_of(path: Path, choice: ReadOptions) -> tuple[list[Any], ReadContext]:
+    context = ReadContext(str(path), choice)
     if not path.exists():
         raise ScanError(f"{path}: there is no such file or folder.")
     if path.is_dir() or path.name.upper() == DICOMDIR:
-        instances, _ = _instances(_walk(path if path.is_dir() else path.parent), max_bytes)
-    else:
-        content = path.read_bytes()
-        members = _members(str(path), content, max_bytes) if content[:4] == ZIP else [(str(path), content)]
-        instances = _dicom_members(members, max_bytes)
-    return describe_series(str(path), instances)
+        return _instances(_walk(path if path.is_dir() else path.parent), context)[0], context
+    content = path.read_bytes()
+    members = _members(str(path), content, choice.max_bytes) if content[:4] == ZIP else [(str(path), content)]
+    return _dicom_members(members, context), context
 
 
 def _read_path(path: Path, choice: ReadOptions) -> Scan:
@@ -102,17 +115,19 @@ def _read_path(path: Path, choice: ReadOptions) -> Scan:
             return _read_files(str(path), _walk(path), choice)
         if path.name.upper() == DICOMDIR:
             return _read_files(str(path), _walk(path.parent), choice)
-        if path.name.lower().endswith(NIFTI_SUFFIXES):
+        with open(path, "rb") as file:
+            is_dicom = file.read(132)[128:] == b"DICM"
+        if path.name.lower().endswith(NIFTI_SUFFIXES) and not is_dicom:
             from .nifti_radfm import read_nifti
 
             return read_nifti(path, choice.volume, choice.max_bytes)
         with open(path, "rb") as file:
             head = file.read(352)
-        from .dicom_radfm import looks_like_dicom, parse, scan_of_instances
+        from .dicom_radfm import load_dicom, looks_like_dicom, read_instances
 
         if looks_like_dicom(head) or not _known(head):
-            given = parse(str(path), path, choice.max_bytes)
-            return scan_of_instances(str(path), [given], choice)
+            context = ReadContext(str(path), choice)
+            return load_dicom(read_instances([(str(path), path)], context), context)
         if path.stat().st_size > choice.max_bytes:
             raise ScanError(f"{path}: has {path.stat().st_size / 1e9:.1f} GB, more than {choice.max_bytes / 1e9:.1f} GB.")
         return _read_content(str(path), path.read_bytes(), choice)
@@ -130,7 +145,7 @@ def _is_nifti(head: bytes) -> bool:
 
 
 def _read_content(name: str, content: bytes, choice: ReadOptions) -> Scan:
-    from .dicom_radfm import looks_like_dicom, parse, scan_of_instances
+    from .dicom_radfm import load_dicom, looks_like_dicom, read_instances
 
     if not looks_like_dicom(content[:132]):
         if _is_nifti(content[:352]):
@@ -143,8 +158,8 @@ def _read_content(name: str, content: bytes, choice: ReadOptions) -> Scan:
             return _scan_of_zip(name, content, choice)
         if content.startswith(PICTURES):
             return _read_picture(name, content, choice.max_bytes)
-    instance = parse(name, content, choice.max_bytes)
-    return scan_of_instances(name, [instance], choice)
+    context = ReadContext(name, choice)
+    return load_dicom(read_instances([(name, content)], context), context)
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -157,9 +172,9 @@ def _walk(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-def _instances(files: Iterable[Path], max_bytes: int) -> tuple[list[Any], list[Path]]:
+def _instances(files: Iterable[Path], context: ReadContext) -> tuple[list[Any], list[Path]]:
     """The DICOM files among some, parsed, and the other scans."""
-    from .dicom_radfm import looks_like_dicom, parse_all
+    from .dicom_radfm import looks_like_dicom, read_instances
 
     dicom, others = [], []
     for file in files:
@@ -169,18 +184,19 @@ def _instances(files: Iterable[Path], max_bytes: int) -> tuple[list[Any], list[P
             dicom.append((str(file), file))
         elif head.startswith(PICTURES) or file.name.lower().endswith((*NIFTI_SUFFIXES, *ARRAY_SUFFIXES)):
             others.append(file)
-    return parse_all(dicom, max_bytes), others
+    return read_instances(dicom, context) if dicom else [], others
 
 
 def _read_files(name: str, files: Iterable[Path], choice: ReadOptions) -> Scan:
-    from .dicom_radfm import scan_of_instances
+    from .dicom_radfm import load_dicom
 
+    context = ReadContext(name, choice)
     try:
-        instances, others = _instances(files, choice.max_bytes)
+        instances, others = _instances(files, context)
     except OSError as error:
         raise ScanError(f"{name}: {error.filename or 'a file'} cannot be read ({error.strerror}).") from error
     if any(instance.has_image for instance in instances):
-        return scan_of_instances(name, instances, choice)
+        return load_dicom(instances, context)
     if len(others) == 1:
         return _read_path(others[0], choice)
     if others:
@@ -210,21 +226,23 @@ def _members(name: str, content: bytes, max_bytes: int) -> list[tuple[str, bytes
     return members
 
 
-def _dicom_members(members: list[tuple[str, bytes]], max_bytes: int) -> list[Any]:
-    from .dicom_radfm import looks_like_dicom, parse_all
+def _dicom_members(members: list[tuple[str, bytes]], context: ReadContext) -> list[Any]:
+    from .dicom_radfm import looks_like_dicom, read_instances
 
-    return parse_all([(file, data) for file, data in members if looks_like_dicom(data[:132])], max_bytes)
+    found = [(file, data) for file, data in members if looks_like_dicom(data[:132])]
+    return read_instances(found, context) if found else []
 
 
 def _scan_of_zip(name: str, content: bytes, choice: ReadOptions) -> Scan:
-    from .dicom_radfm import scan_of_instances
+    from .dicom_radfm import load_dicom
 
+    context = ReadContext(name, choice)
     members = _members(name, content, choice.max_bytes)
     if len(members) == 1 and members[0][0].endswith(".npy"):
         return _scan_of_npy(name, members[0][1], choice.max_bytes)
-    instances = _dicom_members(members, choice.max_bytes)
+    instances = _dicom_members(members, context)
     if any(instance.has_image for instance in instances):
-        return scan_of_instances(name, instances, choice)
+        return load_dicom(instances, context)
     if len(members) == 1 and members[0][1][:4] != ZIP:
         return _read_content(members[0][0], members[0][1], choice)
     raise ScanError(f"{name}: holds {len(members)} files and no DICOM series among them: unpack it and name one scan.")
@@ -295,4 +313,4 @@ def _scan_of_picture(image: Any, name: str, max_bytes: int) -> Scan:
     return _scan_of_array(array, name, max_bytes)
 
 
-__all__ = ["Scan", "ScanError", "list_series", "load_scan"]
+__all__ = ["Scan", "ScanError", "list_series", "list_volumes", "load_scan"]

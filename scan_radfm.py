@@ -15,7 +15,7 @@ class ReadOptions:
     """The keyword arguments of `load_scan`, which documents them."""
 
     series: str | int | None
-    volume: int | None
+    volume: int | dict[str, object] | None
     allow_missing: bool
     max_bytes: int
 

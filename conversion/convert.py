@@ -41,8 +41,10 @@ HEAD_DIM, PATCH, PATCH_DEPTH, CHANNELS, DECODER_HEAD_DIM = 64, 32, 4, 3, 128
 CODE = (
     "configuration_radfm.py", "linear_radfm.py", "attention_radfm.py", "modeling_radfm.py",
     "processing_radfm.py", "image_processing_radfm.py", "load_scan_radfm.py",
-    "scan_radfm.py", "dicom_radfm.py", "dicom_header_radfm.py", "dicom_volume_radfm.py", "dicom_pixels_radfm.py",
-    "dicom_codestream_radfm.py",
+    "scan_radfm.py", "dicom_radfm.py", "dicom_volume_radfm.py", "dicom_grouping_radfm.py", "dicom_plane_radfm.py",
+    "dicom_keys_radfm.py", "dicom_tolerances_radfm.py", "dicom_suv_radfm.py", "dicom_values_radfm.py",
+    "dicom_frames_radfm.py", "dicom_decode_radfm.py", "dicom_codestream_radfm.py", "dicom_file_radfm.py",
+    "dicom_header_radfm.py", "dicom_elements_radfm.py",
     "nifti_radfm.py",
 )  # fmt: skip
 VISION = "model.vision_tower."
