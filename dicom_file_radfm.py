@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .dicom_elements_radfm import get_integer, get_text
-from .dicom_header_radfm import HEAD_BYTES, plain_header, tags_of
+from .dicom_elements_radfm import Header, as_dataset, get_integer, get_text, has_element
+from .dicom_header_radfm import HEAD_BYTES, PlainHeader, plain_header, tags_of
 from .scan_radfm import ScanError
 
 try:
@@ -68,7 +68,7 @@ class Instance:
     """
 
     name: str
-    header: "pydicom.Dataset"
+    header: Header
     path_or_bytes: Path | bytes | None
     pixels_at: int = -1
 
@@ -76,7 +76,7 @@ class Instance:
     def has_image(self) -> bool:
         """Whether there is an image, and of what size."""
         sized = get_integer(self.header, "Rows") > 0 and get_integer(self.header, "Columns") > 0
-        return sized and (self.pixels_at >= 0 or any(word in self.header for word in PIXEL_ELEMENTS))
+        return sized and (self.pixels_at >= 0 or any(has_element(self.header, w) for w in PIXEL_ELEMENTS))
 
     @property
     def frames(self) -> int:
@@ -86,6 +86,8 @@ class Instance:
     @property
     def transfer_syntax(self) -> str:
         """UID of the transfer syntax; as the file was found to be written where it does not say."""
+        if isinstance(self.header, PlainHeader):
+            return self.header.transfer_syntax
         stated = getattr(getattr(self.header, "file_meta", None), "TransferSyntaxUID", None)
         implicit, little = getattr(self.header, "original_encoding", (True, True))
         return str(stated or NATIVE[0 if implicit else 1 if little else 2])
@@ -96,9 +98,9 @@ class Instance:
 
     def read_dataset(self) -> "pydicom.Dataset":
         """The whole header, without the pixels. Raises `ScanError`."""
-        return (
-            self.header if self.path_or_bytes is None else _read(self.name, self.path_or_bytes, stop_before_pixels=True)[0]
-        )
+        if self.path_or_bytes is None:
+            return as_dataset(self.header)
+        return _read(self.name, self.path_or_bytes, stop_before_pixels=True)[0]
 
     def open(self) -> BinaryIO:
         """The file's bytes as a stream."""
@@ -118,10 +120,12 @@ def looks_like_dicom(head: bytes) -> bool:
 def read_instance(name: str, source: Path | bytes, max_bytes: int) -> Instance:
     """The header of one file; its pixels stay where they are. Raises `ScanError`."""
     with open_bytes(source) as file:
-        head = file.read(HEAD_BYTES)
-        plain = plain_header(head, TAGS)
-        if plain is not None:
-            return Instance(name, plain[0], source, plain[1])
+        head = b""
+        for length in HEAD_BYTES:
+            head += file.read(length - len(head))
+            plain = plain_header(head, TAGS)
+            if plain is not None:
+                return Instance(name, plain[0], source, plain[1])
         if DEFLATED in head[:1024]:
             file.seek(0)
             _refuse_deflate_bomb(name, file.read(), max_bytes)

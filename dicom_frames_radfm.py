@@ -22,7 +22,7 @@ import numpy as np
 from . import dicom_decode_radfm
 from .dicom_codestream_radfm import check_frame, repair_spectral_selection
 from .dicom_decode_radfm import READY, PixelFormat, decode_frame, pack_request, read_answer
-from .dicom_elements_radfm import get_integer, get_text
+from .dicom_elements_radfm import as_dataset, get_integer, get_text, has_element
 from .dicom_file_radfm import NATIVE, PIXEL_ELEMENTS, Instance
 from .scan_radfm import ReadContext
 
@@ -60,7 +60,7 @@ def read_format(instance: Instance) -> PixelFormat:
     """How an instance's pixels are stored."""
     header = instance.header
     bits = get_integer(header, "BitsAllocated", 16)
-    keyword = next((word for word in PIXEL_ELEMENTS if word in header), "PixelData")
+    keyword = next((word for word in PIXEL_ELEMENTS if has_element(header, word)), "PixelData")
     return PixelFormat(
         instance.transfer_syntax,
         get_integer(header, "Rows"),
@@ -179,7 +179,7 @@ class PixelElement:
 
     def __enter__(self) -> "PixelElement":
         if self.instance.pixels_at < 0:
-            value = getattr(self.instance.header, self.layout.pixel_keyword, None) or b""
+            value = getattr(as_dataset(self.instance.header), self.layout.pixel_keyword, None) or b""
             self._stream, self._length = io.BytesIO(value), len(value)
         else:
             self._stream = self.instance.open()
@@ -295,7 +295,7 @@ class PixelElement:
         return grouped
 
     def _extended_offsets(self) -> list[tuple[int, int]]:
-        header = self.instance.header
+        header = as_dataset(self.instance.header)
         tables = [header.get(word) for word in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
         if not all(isinstance(table, bytes) and len(table) == 8 * self.instance.frames for table in tables):
             return []

@@ -6,15 +6,11 @@ C.8.13.5). It is read under the classic element's keyword from both.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
-from .dicom_elements_radfm import get_items, get_number, get_numbers, get_text, get_texts, get_vector
+from .dicom_elements_radfm import Header, get_items, get_number, get_numbers, get_text, get_texts, get_vector
 
 with suppress(ImportError):
     from pydicom.datadict import keyword_for_tag
-if TYPE_CHECKING:
-    import pydicom
-
 KeyValue = float | str | tuple[float, ...]
 DIMENSION = "index of"
 
@@ -39,12 +35,12 @@ FRAME_TYPES = (
 VECTORS = ("EnergyWindowVector", "DetectorVector", "PhaseVector", "RRIntervalVector", "TimeSlotVector", "TimeSliceVector")
 
 
-def find_group(groups: "Sequence[pydicom.Dataset]", sequence: str, header: "pydicom.Dataset") -> "pydicom.Dataset":
+def find_group(groups: Sequence[Header], sequence: str, header: Header) -> Header:
     """A functional group's only item, of the frame, else of all frames, else the header itself."""
     return next((items[0] for group in groups if (items := get_items(group, sequence))), header)
 
 
-def find_volume_dimensions(header: "pydicom.Dataset") -> list[tuple[int, str]]:
+def find_volume_dimensions(header: Header) -> list[tuple[int, str]]:
     """Places in DimensionIndexValues that do not count slices (PS3.3 C.7.6.17), and what they count."""
     spatial = {0x00200032, 0x00209057, 0x00209113, 0x0020930E, 0x00209301, 0x00201041, 0x00209116}
     found = []
@@ -56,7 +52,7 @@ def find_volume_dimensions(header: "pydicom.Dataset") -> list[tuple[int, str]]:
 
 
 def read_volume_keys(
-    header: "pydicom.Dataset", groups: "Sequence[pydicom.Dataset]", frame: int, dimensions: Sequence[tuple[int, str]]
+    header: Header, groups: Sequence[Header], frame: int, dimensions: Sequence[tuple[int, str]]
 ) -> dict[str, KeyValue]:
     """Everything by which volumes at one place may differ."""
     keys: dict[str, KeyValue] = {}
@@ -90,14 +86,14 @@ def read_volume_keys(
     return keys
 
 
-def _add_diffusion(keys: dict[str, KeyValue], dataset: "pydicom.Dataset") -> None:
+def _add_diffusion(keys: dict[str, KeyValue], dataset: Header) -> None:
     direction = next(iter(get_items(dataset, "DiffusionGradientDirectionSequence")), dataset)
     vector = get_vector(direction, "DiffusionGradientOrientation", 3)
     if vector is not None:
         keys["DiffusionGradientOrientation"] = tuple(v + 0.0 for v in vector)
 
 
-def _add_times(keys: dict[str, KeyValue], header: "pydicom.Dataset", content: "pydicom.Dataset") -> None:
+def _add_times(keys: dict[str, KeyValue], header: Header, content: Header) -> None:
     moment = get_text(content, "FrameAcquisitionDateTime") or get_text(header, "AcquisitionDateTime")
     if not moment and get_text(header, "AcquisitionTime"):
         moment = get_text(header, "AcquisitionDate") + get_text(header, "AcquisitionTime")

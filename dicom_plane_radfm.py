@@ -8,17 +8,13 @@ its functional groups, PS3.3 C.7.6.16) and never by the number of frames.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .dicom_elements_radfm import get_integer, get_items, get_number, get_numbers, get_text, get_texts, get_vector
+from .dicom_elements_radfm import Header, get_integer, get_items, get_number, get_numbers, get_text, get_texts, get_vector
 from .dicom_file_radfm import SIEMENS_MOSAIC_SLICES, Instance
 from .dicom_keys_radfm import KeyValue, find_group, find_volume_dimensions, read_volume_keys
 from .dicom_tolerances_radfm import ORTHONORMAL
-
-if TYPE_CHECKING:
-    import pydicom
 
 CLASS = "1.2.840.10008.5.1.4.1.1."
 NUCLEAR, RT_DOSE, ENHANCED_US_VOLUME = CLASS + "20", CLASS + "481.2", CLASS + "6.2"
@@ -128,7 +124,7 @@ class _Place:
     remarks: tuple[str, ...] = ()
 
 
-def _place_of_header(header: "pydicom.Dataset", sop_class: str) -> _Place:
+def _place_of_header(header: Header, sop_class: str) -> _Place:
     position, orientation = get_vector(header, "ImagePositionPatient", 3), _unit_vectors(header, "ImageOrientationPatient")
     if sop_class == NUCLEAR:
         position, orientation = _detector_place(header)
@@ -159,7 +155,7 @@ def _enhanced_planes(instance: Instance, sop_class: str) -> list[Plane]:
     return planes
 
 
-def _offset_planes(instance: Instance, offsets: Vector | None, header: "pydicom.Dataset") -> list[Plane]:
+def _offset_planes(instance: Instance, offsets: Vector | None, header: Header) -> list[Plane]:
     """RT dose: offsets along the normal from the header's position, or absolute places (PS3.3 C.8.8.3.2)."""
     position, orientation = get_vector(header, "ImagePositionPatient", 3), _unit_vectors(header, "ImageOrientationPatient")
     if offsets is None or len(offsets) != instance.frames or position is None or orientation is None:
@@ -193,7 +189,7 @@ def _nuclear_planes(instance: Instance) -> list[Plane]:
     return planes
 
 
-def _detector_place(header: "pydicom.Dataset") -> tuple[Vector | None, Vector | None]:
+def _detector_place(header: Header) -> tuple[Vector | None, Vector | None]:
     detector = next(iter(get_items(header, "DetectorInformationSequence")), header)
     position, orientation = (
         get_vector(detector, "ImagePositionPatient", 3),
@@ -205,7 +201,7 @@ def _detector_place(header: "pydicom.Dataset") -> tuple[Vector | None, Vector | 
     )
 
 
-def _stacked_planes(instance: Instance, header: "pydicom.Dataset") -> list[Plane]:
+def _stacked_planes(instance: Instance, header: Header) -> list[Plane]:
     """Slices in one file of a class that has no place for their positions: taken to lie evenly along the normal."""
     position, orientation = get_vector(header, "ImagePositionPatient", 3), _unit_vectors(header, "ImageOrientationPatient")
     step = get_number(header, "SpacingBetweenSlices") or get_number(header, "SliceThickness")
@@ -291,7 +287,7 @@ def _csa_values(content: bytes, name: bytes) -> list[float]:
 def _plane(
     instance: Instance,
     frame: int,
-    groups: "Sequence[pydicom.Dataset]",
+    groups: Sequence[Header],
     place: _Place,
     dimensions: Sequence[tuple[int, str]] = (),
     size: tuple[int, int] | None = None,
@@ -325,7 +321,7 @@ def _positive(value: float | None) -> float | None:
     return abs(value) if value else None
 
 
-def _unit_vectors(dataset: "pydicom.Dataset", element: str) -> Vector | None:
+def _unit_vectors(dataset: Header, element: str) -> Vector | None:
     """Directions of rows and columns, of length 1; None where they are not at a right angle (PS3.3 C.7.6.2.1.1)."""
     values = get_vector(dataset, element, 6)
     if values is None:
@@ -337,9 +333,7 @@ def _unit_vectors(dataset: "pydicom.Dataset", element: str) -> Vector | None:
     return tuple(v / lengths[i // 3] for i, v in enumerate(values))
 
 
-def _pixel_spacing(
-    measures: "pydicom.Dataset", header: "pydicom.Dataset"
-) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+def _pixel_spacing(measures: Header, header: Header) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """mm from row to row and column to column: in the patient, else at the detector, else of an ultrasound region."""
     for dataset, element in (
         (measures, "PixelSpacing"),
@@ -353,7 +347,7 @@ def _pixel_spacing(
     return _region_spacing(header)
 
 
-def _region_spacing(header: "pydicom.Dataset") -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+def _region_spacing(header: Header) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """Pixel size of an ultrasound image: that of its largest two-dimensional region (PS3.3 C.8.5.5)."""
     found: list[tuple[float, tuple[float, float]]] = []
     for region in get_items(header, "SequenceOfUltrasoundRegions"):
@@ -377,7 +371,7 @@ def _region_spacing(header: "pydicom.Dataset") -> tuple[tuple[float, float] | No
     return spacing, ()
 
 
-def _rescale(dataset: "pydicom.Dataset") -> tuple[float, float] | None:
+def _rescale(dataset: Header) -> tuple[float, float] | None:
     """Slope and intercept (PS3.3 C.11.1.1.2); those of a dose grid are its scaling (C.8.8.3.2). None for a modality LUT."""
     scaling = get_number(dataset, "DoseGridScaling")
     if scaling is not None:

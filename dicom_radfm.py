@@ -7,7 +7,7 @@ describe_series, describe_volumes   what there is to choose from
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,23 +44,47 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
 class _Series:
-    """Files of one series, and how it is ranked: volumes first, then images, then localizers, then what is no scan."""
+    """Files of one series, and how it is ranked among others."""
 
-    uid: str
-    instances: list[Instance]
-    rank: int
-    images: int
-    remark: str = ""
+    def __init__(self, uid: str, instances: list[Instance]):
+        self.uid = uid
+        self.instances = instances
+        self.label = describe_instance(instances[0])
+        self.images = sum(instance.frames for instance in instances)
+        self.rank = self._find_rank()
+
+    @cached_property
+    def planes(self) -> list[Plane]:
+        """Its images. Raises `ScanError` where one of its files is no scan."""
+        return [plane for instance in self.instances for plane in describe_planes(instance)]
+
+    def _find_rank(self) -> int:
+        """0 for what may be a volume, 1 for other images, 2 for localizers and pictures of a screen, 3 for what is no scan."""
+        header = self.instances[0].header
+        sop_class = get_text(header, "SOPClassUID")
+        words = " ".join((*get_texts(header, "ImageType"), get_text(header, "SeriesDescription"))).upper()
+        if sop_class in SEGMENTATIONS or get_text(header, "Modality") == "SEG":
+            return 3
+        if any(word in words for word in LOCALIZERS) or sop_class.startswith(SECONDARY_CAPTURE):
+            return 2
+        return 0 if self._may_be_volume() else 1
+
+    def _may_be_volume(self) -> bool:
+        """Whether several images may lie one behind the other; functional groups are not read for that."""
+        first = self.instances[0]
+        if first.frames > 1:
+            groups = (f"{word}FunctionalGroupsSequence" for word in ("Shared", "PerFrame"))
+            return any(get_items(first.header, word) for word in groups) or self.planes[0].is_slice
+        if "MOSAIC" in get_texts(first.header, "ImageType"):
+            return True
+        placed = sum(get_vector(instance.header, "ImagePositionPatient", 3) is not None for instance in self.instances)
+        return placed > 1 and len(split_into_stacks(plane for plane in self.planes if plane.is_placed)[0]) > 1
 
     @property
-    def label(self) -> str:
-        return describe_instance(self.instances[0])
-
-    @property
-    def size(self) -> str:
-        return f"{self.images} images in {len(self.instances)} files"
+    def is_joined(self) -> bool:
+        """Whether its files come under several UIDs."""
+        return len({get_text(instance.header, "SeriesInstanceUID") for instance in self.instances}) > 1
 
 
 def read_instances(files: Sequence[tuple[str, Path | bytes]], context: ReadContext) -> list[Instance]:
@@ -93,7 +117,10 @@ def instance_from_dataset(dataset: "pydicom.Dataset", context: ReadContext) -> I
 
 def describe_series(instances: Sequence[Instance], context: ReadContext) -> list[str]:
     """One line a series, in the order in which they are chosen: UID, number and description, images and files."""
-    return [f"{series.uid} · {series.label} · {series.size}" for series in _find_series(instances, context)]
+    return [
+        f"{series.uid} · {series.label} · {series.images} images in {len(series.instances)} files"
+        for series in _find_series(instances, context)
+    ]
 
 
 def describe_volumes(instances: Sequence[Instance], context: ReadContext) -> list[str]:
@@ -150,13 +177,12 @@ def _find_series(instances: Sequence[Instance], context: ReadContext) -> list[_S
     if not groups:
         kinds = {_name_class(instance) for instance in instances} - {""}
         raise context.error(f"is DICOM without an image in it{f' ({chr(44).join(sorted(kinds))})' if kinds else ''}.")
-    series = [_rank(uid, files) for uid, files in _join_single_images(groups).items()]
+    series = [_Series(uid, files) for uid, files in _join_single_images(groups).items()]
     return sorted(series, key=lambda s: (s.rank, -s.images, s.label, s.uid))
 
 
 def _name_class(instance: Instance) -> str:
-    uid = instance.header.get("SOPClassUID")
-    return getattr(uid, "name", "") if uid else ""
+    return pydicom.uid.UID(get_text(instance.header, "SOPClassUID")).name
 
 
 def _join_single_images(groups: dict[str, list[Instance]]) -> dict[str, list[Instance]]:
@@ -182,35 +208,6 @@ def _join_single_images(groups: dict[str, list[Instance]]) -> dict[str, list[Ins
     return joined
 
 
-def _rank(uid: str, files: list[Instance]) -> _Series:
-    header = files[0].header
-    images = sum(instance.frames for instance in files)
-    joined = len({get_text(instance.header, "SeriesInstanceUID") for instance in files}) > 1
-    remark = f"{len(files)} series of one image each were joined: their UID changes from slice to slice." if joined else ""
-    sop_class = get_text(header, "SOPClassUID")
-    words = " ".join((*get_texts(header, "ImageType"), get_text(header, "SeriesDescription"))).upper()
-    if sop_class in SEGMENTATIONS or get_text(header, "Modality") == "SEG":
-        rank = 3
-    elif any(word in words for word in LOCALIZERS) or sop_class.startswith(SECONDARY_CAPTURE):
-        rank = 2
-    else:
-        rank = 0 if _is_volume_like(files) else 1
-    return _Series(uid, files, rank, images, remark)
-
-
-def _is_volume_like(files: list[Instance]) -> bool:
-    """Whether a series may hold a volume; decided without reading functional groups."""
-    first = files[0].header
-    if files[0].frames > 1:
-        placed = any(get_items(first, f"{word}FunctionalGroupsSequence") for word in ("Shared", "PerFrame"))
-        return placed or describe_planes(files[0])[0].is_slice
-    placed_files = [instance for instance in files if get_vector(instance.header, "ImagePositionPatient", 3) is not None]
-    if len(placed_files) < 2:
-        return "MOSAIC" in get_texts(first, "ImageType")
-    stack = split_into_stacks(plane for instance in placed_files for plane in describe_planes(instance)[:1])[0]
-    return len(stack) > 1
-
-
 def _choose_series(found: list[_Series], context: ReadContext) -> list[_Series]:
     """The series to try, in order."""
     wanted = context.options.series
@@ -229,18 +226,18 @@ def _choose_series(found: list[_Series], context: ReadContext) -> list[_Series]:
 
 
 def _find_volumes(series: _Series, context: ReadContext) -> list[Volume]:
-    planes = [plane for instance in series.instances for plane in describe_planes(instance)]
-
     def compare(one: Plane, other: Plane) -> bool:
         return same_pixels(one, other, context)
 
     try:
-        volumes, remarks = split_into_volumes(planes, compare)
+        volumes, remarks = split_into_volumes(series.planes, compare)
     except ScanError:
         raise
     except ValueError as error:
         raise context.error(f"{error}.") from error
-    context.warnings += [series.remark] if series.remark else []
+    if series.is_joined:
+        count = len(series.instances)
+        context.warnings.append(f"{count} series of one image each were joined: their UID changes from slice to slice.")
     context.warnings += remarks
     return volumes
 

@@ -6,18 +6,14 @@ Source: RSNA QIBA FDG-PET/CT profile, appendix G, "SUV vendor-neutral pseudo-cod
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
-from .dicom_elements_radfm import get_items, get_number, get_text, get_texts
+from .dicom_elements_radfm import Header, get_items, get_number, get_text, get_texts
 from .dicom_file_radfm import GE_PET, GE_SCAN_DATETIME, PHILIPS_ACTIVITY, PHILIPS_PET, PHILIPS_SUV
-
-if TYPE_CHECKING:
-    import pydicom
 
 NO_DATE = datetime(1900, 1, 1)
 
 
-def find_suv_factor(headers: "Sequence[pydicom.Dataset]") -> float | None:
+def find_suv_factor(headers: Sequence[Header]) -> float | None:
     """What the values of a PET series are multiplied by to give SUV; None where the headers do not allow it.
 
     Args:
@@ -49,7 +45,7 @@ def find_suv_factor(headers: "Sequence[pydicom.Dataset]") -> float | None:
     return None if share is None else activity * weight * 1000 / (dose * share)
 
 
-def _remaining_share(headers: "Sequence[pydicom.Dataset]", drug: "pydicom.Dataset") -> float | None:
+def _remaining_share(headers: Sequence[Header], drug: Header) -> float | None:
     """How much of the dose is left at the time to which the image is decay-corrected."""
     correction = get_text(headers[0], "DecayCorrection")
     if correction == "ADMIN":
@@ -73,7 +69,7 @@ def _remaining_share(headers: "Sequence[pydicom.Dataset]", drug: "pydicom.Datase
     return 2 ** (-seconds / half_life) if seconds >= 0 else None
 
 
-def _start_of_scan(headers: "Sequence[pydicom.Dataset]") -> datetime | None:
+def _start_of_scan(headers: Sequence[Header]) -> datetime | None:
     """The series' time where it is not after the acquisition: a series made later has the time of its reconstruction."""
     acquired = [moment for header in headers if (moment := _moment(header, "Acquisition")) is not None]
     series = _moment(headers[0], "Series")
@@ -86,7 +82,7 @@ def _start_of_scan(headers: "Sequence[pydicom.Dataset]") -> datetime | None:
     return min(acquired) if acquired else None
 
 
-def _moment(header: "pydicom.Dataset", kind: str) -> datetime | None:
+def _moment(header: Header, kind: str) -> datetime | None:
     whole = _parse(get_text(header, f"{kind}DateTime")) if kind == "Acquisition" else None
     date = get_text(header, f"{kind}Date") or get_text(header, "SeriesDate") or get_text(header, "AcquisitionDate")
     time = get_text(header, f"{kind}Time")

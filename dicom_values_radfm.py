@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .dicom_elements_radfm import get_integer, get_items, get_number, get_numbers, get_text
+from .dicom_elements_radfm import Header, as_dataset, get_integer, get_items, get_number, get_numbers, get_text, get_texts
 from .dicom_plane_radfm import Plane
 
 try:
@@ -12,9 +12,6 @@ try:
 except ImportError:
     if not TYPE_CHECKING:
         apply_color_lut = apply_modality_lut = None
-if TYPE_CHECKING:
-    import pydicom
-
 PALETTE = "PALETTE COLOR"
 Window = tuple[float, float]
 
@@ -36,7 +33,7 @@ def convert_into(out: np.ndarray, stored: np.ndarray, plane: Plane) -> None:
         stored = stored[row : row + plane.rows, column : column + plane.columns]
     header = plane.instance.header
     if get_text(header, "PhotometricInterpretation") == PALETTE:
-        colours = apply_color_lut(stored, header)
+        colours = apply_color_lut(stored, as_dataset(header))
         stored = (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours
     if stored.ndim == 3:
         out[...] = np.moveaxis(stored, -1, 0)
@@ -50,13 +47,13 @@ def convert_into(out: np.ndarray, stored: np.ndarray, plane: Plane) -> None:
         if intercept != 0:
             values += np.float32(intercept)
     elif get_items(header, "ModalityLUTSequence"):
-        values[...] = apply_modality_lut(stored, header)
+        values[...] = apply_modality_lut(stored, as_dataset(header))
     outside = _find_padding(stored, header)
     if outside is not None and outside.any() and not outside.all():
         np.copyto(values, np.min(values, where=~outside, initial=np.inf), where=outside)
 
 
-def _find_padding(stored: np.ndarray, header: "pydicom.Dataset") -> np.ndarray | None:
+def _find_padding(stored: np.ndarray, header: Header) -> np.ndarray | None:
     padding = get_number(header, "PixelPaddingValue")
     if padding is None:
         return None
@@ -65,7 +62,7 @@ def _find_padding(stored: np.ndarray, header: "pydicom.Dataset") -> np.ndarray |
     return np.asarray(stored == low if low == high else (stored >= low) & (stored <= high))
 
 
-def _signed_as_pixels(value: int, header: "pydicom.Dataset") -> int:
+def _signed_as_pixels(value: int, header: Header) -> int:
     """A padding value with the sign of the pixels: some writers declare 63536 (US) where they pad with −2000 (SS)."""
     bits = get_integer(header, "BitsAllocated", 16)
     if get_integer(header, "PixelRepresentation") == 1:
@@ -73,7 +70,7 @@ def _signed_as_pixels(value: int, header: "pydicom.Dataset") -> int:
     return value + (1 << bits) if value < 0 else value
 
 
-def read_windows(dataset: "pydicom.Dataset") -> tuple[list[Window], list[str]]:
+def read_windows(dataset: Header) -> tuple[list[Window], list[str]]:
     """All VOI windows, then the ranges of all VOI LUTs, as (low, high) in native units, and remarks on those left out.
 
     LINEAR ends half a value inside, LINEAR_EXACT at the window's edges (PS3.3 C.11.2.1.2, C.11.2.1.3.2). SIGMOID has no
@@ -81,7 +78,7 @@ def read_windows(dataset: "pydicom.Dataset") -> tuple[list[Window], list[str]]:
     """
     function = get_text(dataset, "VOILUTFunction") or "LINEAR"
     centers, widths = get_numbers(dataset, "WindowCenter"), get_numbers(dataset, "WindowWidth")
-    stated = "WindowCenter" in dataset and dataset.get_item("WindowCenter").value not in (None, "", b"")
+    stated = any(get_texts(dataset, "WindowCenter"))
     windows, remarks = [], []
     if stated and (centers is None or widths is None):
         remarks.append("The grey window in the header is no pair of numbers and was left out.")

@@ -127,12 +127,18 @@ def _read_path(path: Path, choice: ReadOptions) -> Scan:
 
         if looks_like_dicom(head) or not _known(head):
             context = ReadContext(str(path), choice)
-            return load_dicom(read_instances([(str(path), path)], context), context)
+            return load_dicom(_only(read_instances([(str(path), path)], context), context), context)
         if path.stat().st_size > choice.max_bytes:
             raise ScanError(f"{path}: has {path.stat().st_size / 1e9:.1f} GB, more than {choice.max_bytes / 1e9:.1f} GB.")
         return _read_content(str(path), path.read_bytes(), choice)
     except OSError as error:
         raise ScanError(f"{path}: cannot be read ({error.strerror or first_line(error)}).") from error
+
+
+def _only(instances: list[Any], context: ReadContext) -> list[Any]:
+    if not instances:
+        raise ScanError(context.warnings[-1])
+    return instances
 
 
 def _known(head: bytes) -> bool:
@@ -159,7 +165,7 @@ def _read_content(name: str, content: bytes, choice: ReadOptions) -> Scan:
         if content.startswith(PICTURES):
             return _read_picture(name, content, choice.max_bytes)
     context = ReadContext(name, choice)
-    return load_dicom(read_instances([(name, content)], context), context)
+    return load_dicom(_only(read_instances([(name, content)], context), context), context)
 
 
 def _walk(folder: Path) -> list[Path]:
