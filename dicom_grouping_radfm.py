@@ -19,6 +19,7 @@ from .dicom_tolerances_radfm import (
     BLOCK_GAP_STEPS,
     BLOCK_SLICES,
     COMPLETE_STEP_THICKNESSES,
+    EVEN_GAP_RATIO,
     EVEN_STEPS,
     SAME_DIRECTION,
     SAME_NUMBER,
@@ -117,6 +118,20 @@ def positions_along(planes: Sequence[Plane]) -> np.ndarray:
     return np.array([plane.position for plane in planes]) @ planes[0].normal()
 
 
+def fit_even_grid(along: np.ndarray) -> tuple[float, float] | None:
+    """Step and start of the even grid on which slices lie, within the tolerances; None where they do not."""
+    step, start, residual = fit_line(np.arange(len(along)), along)
+    gaps = np.diff(along)
+    even = residual <= EVEN_STEPS * step and gaps.max() <= EVEN_GAP_RATIO * gaps.min()
+    return (step, start) if even else None
+
+
+def fit_line(numbers: np.ndarray, along: np.ndarray) -> tuple[float, float, float]:
+    """Step and start of the line next to all slices, and how far the worst of them lies from it, in mm."""
+    step, start = np.polyfit(numbers, along, 1)
+    return float(step), float(start), float(np.abs(along - start - step * numbers).max())
+
+
 def offsets_in_plane(planes: Sequence[Plane]) -> np.ndarray:
     """Where each plane's first pixel lies from the first plane's, in rows and columns; (planes, 2)."""
     first = planes[0]
@@ -180,12 +195,10 @@ def _has_repeated_places(planes: Sequence[Plane]) -> bool:
 
 
 def _is_regular(planes: Sequence[Plane]) -> bool:
-    """Whether planes, in the order of the normal, lie on an even grid."""
-    along = positions_along(planes)
-    if len(along) < 3:
+    """Whether planes, in the order of the normal, lie on an even grid; one or two always do."""
+    if len(planes) < 3:
         return True
-    step, start = np.polyfit(np.arange(len(along)), along, 1)
-    return bool(np.abs(along - start - step * np.arange(len(along))).max() <= EVEN_STEPS * step)
+    return fit_even_grid(positions_along(planes)) is not None
 
 
 def _has_even_gaps(planes: Sequence[Plane]) -> bool:

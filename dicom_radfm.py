@@ -60,7 +60,7 @@ class _Series:
         return [plane for instance in self.instances for plane in describe_planes(instance)]
 
     def _find_rank(self) -> int:
-        """0 for what may be a volume, 1 for other images, 2 for localizers and pictures of a screen, 3 for what is no scan."""
+        """0: may be a volume; 1: other images; 2: localizers and pictures of a screen; 3: no scan."""
         header = self.instances[0].header
         sop_class = get_text(header, "SOPClassUID")
         words = " ".join((*get_texts(header, "ImageType"), get_text(header, "SeriesDescription"))).upper()

@@ -25,7 +25,9 @@ SAME_PIXEL_SPACING = 1e-3
 # A stack is regular if every slice lies this close to an even grid, in steps. Positions written with one decimal at steps of
 # 0.3 mm err by 0.05 mm, those in whole millimetres at steps of 2.5 mm by 0.5 mm: a sixth and a fifth of a step. (highdicom's
 # default of 1 % refuses such files.)
-EVEN_STEPS = 0.2
+EVEN_STEPS = 0.25
+# … and if no gap is this many times as wide as another. Rounding makes 2 and 3 mm of 2.5 mm; a missing slice doubles a gap.
+EVEN_GAP_RATIO = 1.75
 
 # Gaps that differ by no more than this share are alike. Two grids of 3 mm that lie 1 mm apart leave gaps of 1 and 2 mm.
 ALIKE_GAPS = 0.25

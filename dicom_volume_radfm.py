@@ -11,7 +11,7 @@ import numpy as np
 from .dicom_elements_radfm import get_number, get_text
 from .dicom_file_radfm import Instance
 from .dicom_frames_radfm import FrameTask, decode_frames
-from .dicom_grouping_radfm import Volume, offsets_in_plane, positions_along
+from .dicom_grouping_radfm import Volume, fit_even_grid, fit_line, offsets_in_plane, positions_along
 from .dicom_plane_radfm import RT_DOSE, Plane
 from .dicom_suv_radfm import find_suv_factor
 from .dicom_tolerances_radfm import ALIKE_GAPS, EVEN_STEPS, INTENDED_RUN, SAME_PLACE_MM, STRAIGHT_PIXELS
@@ -166,12 +166,12 @@ def _fit_steps(along: np.ndarray) -> tuple[float, float, np.ndarray, int]:
     Isolated gaps of whole steps are missing slices; a run of equal wider gaps is an intended change of spacing.
     """
     gaps = np.diff(along)
-    step, start, residual = _fit_line(np.arange(len(along)), along)
-    if residual <= EVEN_STEPS * step:
-        return step, start, np.array([], dtype=int), 0
+    even = fit_even_grid(along)
+    if even is not None:
+        return *even, np.array([], dtype=int), 0
     least = float(np.mean(gaps[gaps <= (1 + ALIKE_GAPS) * gaps.min()]))
     steps = np.maximum(np.round(gaps / least), 1)
-    fitted, start, residual = _fit_line(np.concatenate([[0], np.cumsum(steps)]), along)
+    fitted, start, residual = fit_line(np.concatenate([[0], np.cumsum(steps)]), along)
     whole = residual <= EVEN_STEPS * least
     ends = [0, *(np.flatnonzero(np.diff(steps)) + 1), len(steps)]
     runs = [(steps[start], end - start) for start, end in pairwise(ends)]
@@ -180,12 +180,6 @@ def _fit_steps(along: np.ndarray) -> tuple[float, float, np.ndarray, int]:
     step = float(np.median(gaps))
     irregular = np.flatnonzero(np.abs(gaps - step) > max(NAMED_GAP * step, SAME_PLACE_MM))
     return step, float(along[0]), irregular, 0
-
-
-def _fit_line(numbers: np.ndarray, along: np.ndarray) -> tuple[float, float, float]:
-    """Step and start of the even grid next to all slices, and how far the worst of them lies from it, in mm."""
-    step, start = np.polyfit(numbers, along, 1)
-    return float(step), float(start), float(np.abs(along - start - step * numbers).max())
 
 
 def _resample_evenly(
