@@ -44,6 +44,10 @@ SHOWN_KEYS = 3
 Parts = list[list[Plane]]
 
 
+class AmbiguousImagesError(ValueError):
+    """Different images lie at one place and nothing tells them apart; the message says where."""
+
+
 @dataclass(frozen=True)
 class Volume:
     """Planes that make one image or volume, in the order of the normal, and what tells them from the other volumes."""
@@ -72,7 +76,7 @@ def split_into_volumes(
         same_pixels: whether two planes hold the same values; called only for planes that nothing else tells apart.
 
     Raises:
-        ValueError: different images lie at one place and nothing tells them apart; the message says where.
+        AmbiguousImagesError: different images lie at one place and nothing tells them apart.
     """
     remarks: list[str] = []
     volumes: list[Volume] = []
@@ -162,10 +166,10 @@ def _same_grid(one: Plane, other: Plane) -> bool:
 
 def _separate(stack: list[Plane], same_pixels: Callable[[Plane, Plane], bool]) -> tuple[Parts, int]:
     """The volumes of one stack, each in the order of the normal, and how many copies of a slice were dropped."""
-    if len(stack) == 1:
-        return [stack], 0
     stack, dropped = _drop_copies(_along_normal(stack), same_pixels, known_twins=True)
-    if _has_repeated_places(stack):
+    if len(stack) == 1:
+        parts = [stack]
+    elif _has_repeated_places(stack):
         parts = _split_repeated(stack)
         if not parts:
             stack, more = _drop_copies(stack, same_pixels, known_twins=False)
@@ -227,7 +231,9 @@ def _drop_copies(
         elif not same_pixels(first, plane):
             if not known_twins:
                 at = float(positions_along(planes)[len(kept)])
-                raise ValueError(f"two different images lie at {at:.1f} mm and nothing in their headers tells them apart")
+                raise AmbiguousImagesError(
+                    f"two different images lie at {at:.1f} mm and nothing in their headers tells them apart"
+                )
             kept.append(plane)
     return kept, len(planes) - len(kept)
 

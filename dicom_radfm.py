@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from .dicom_elements_radfm import get_items, get_text, get_texts, get_vector
 from .dicom_file_radfm import Instance, describe_instance, looks_like_dicom, read_instance
-from .dicom_grouping_radfm import Volume, choose_default, matches, split_into_stacks, split_into_volumes
+from .dicom_grouping_radfm import (
+    AmbiguousImagesError,
+    Volume,
+    choose_default,
+    matches,
+    split_into_stacks,
+    split_into_volumes,
+)
 from .dicom_plane_radfm import SEGMENTATIONS, Plane, describe_planes
 from .dicom_volume_radfm import OptionRequiredError, load_volume, same_pixels
 from .scan_radfm import ReadContext, Scan, ScanError
@@ -231,9 +238,7 @@ def _find_volumes(series: _Series, context: ReadContext) -> list[Volume]:
 
     try:
         volumes, remarks = split_into_volumes(series.planes, compare)
-    except ScanError:
-        raise
-    except ValueError as error:
+    except AmbiguousImagesError as error:
         raise context.error(f"{error}.") from error
     if series.is_joined:
         count = len(series.instances)

@@ -477,6 +477,12 @@ def test_a_slice_with_a_copy_under_another_name_is_dropped_once(tmp_path):
     assert scan.voxels.shape[-1] == 6 and "1 slices came twice" in scan.warnings[0]
 
 
+def test_one_image_under_many_names_is_one_image(tmp_path):
+    dataset = slice_at(0, (0, 0, 0))
+    scan = load_scan(save(tmp_path / "copies", [dataset] * 5))
+    assert scan.voxels.shape[-1] == 1 and "4 slices came twice" in scan.warnings[0]
+
+
 # -- pixels
 
 
