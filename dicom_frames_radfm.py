@@ -38,8 +38,8 @@ QUICK_BITS = (1, 8, 16, 32)
 # Native files are read side by side: part of the time goes into waiting for the disk, and numpy converts without Python's
 # lock.
 THREADS = 2
-# Starting a decoding process costs 0.7 seconds of a core, and decoding so many pixels of JPEG, JPEG-LS or JPEG 2000 about 3, so
-# that two processes save a second. Run-length and deflated frames decode far faster and never need one.
+# Starting a decoding process costs 0.7 seconds of a core, and decoding so many pixels of JPEG, JPEG-LS or JPEG 2000 about 3,
+# so that two processes save a second. Run-length and deflated frames decode far faster and never need one.
 PIXELS_FOR_PROCESSES = 16_000_000
 SLOW_SYNTAXES = "1.2.840.10008.1.2.4."
 CLOSING_SECONDS = 5

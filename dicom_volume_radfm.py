@@ -10,19 +10,21 @@ import numpy as np
 
 from .dicom_elements_radfm import get_number, get_text
 from .dicom_file_radfm import Instance
-from .dicom_frames_radfm import FrameTask, decode_frames
+from .dicom_frames_radfm import FrameTask, decode_frames, read_format
 from .dicom_grouping_radfm import Volume, fit_even_grid, fit_line, offsets_in_plane, positions_along
 from .dicom_plane_radfm import RT_DOSE, Plane
 from .dicom_suv_radfm import find_suv_factor
 from .dicom_tolerances_radfm import ALIKE_GAPS, EVEN_STEPS, INTENDED_RUN, SAME_PLACE_MM, STRAIGHT_PIXELS
 from .dicom_values_radfm import convert_into, count_channels, invert_monochrome1, read_plane_windows
-from .scan_radfm import ReadContext, Scan, ScanError
+from .scan_radfm import ReadContext, Scan, ScanError, replace_nonfinite
 
 # DICOM's patient axes run to the left, the back and the head (LPS), NIfTI's to the right, the front and the head (RAS).
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A gap this share wider or narrower than the step is named where a stack is resampled.
 NAMED_GAP = 0.02
 GAPS_NAMED = 6
+# Slopes and intercepts up to this keep 32-bit integers within float32.
+SAFE_SCALE = 1e28
 GIGABYTE = 1e9
 
 
@@ -277,7 +279,14 @@ def _finish(
         context.warnings.append(f"The values are a dose in {'Gy' if units == 'GY' else units or 'an unknown unit'}.")
     if modality == "CT" and len(voxels) == 1:
         _warn_if_not_hounsfield(voxels, context)
-    return Scan(voxels, affine, spacing, modality, None, windows, context.warnings)
+    scan = Scan(voxels, affine, spacing, modality, None, windows, context.warnings)
+    return replace_nonfinite(scan, context.name) if _may_be_infinite(plane) else scan
+
+
+def _may_be_infinite(plane: Plane) -> bool:
+    """Whether values may be no finite float32: those stored as floats, or scaled beyond its range."""
+    largest = max(map(abs, plane.rescale)) if plane.rescale else 0.0
+    return largest > SAFE_SCALE or read_format(plane.instance).pixel_keyword != "PixelData"
 
 
 def _warn_if_not_hounsfield(voxels: np.ndarray, context: ReadContext) -> None:

@@ -116,7 +116,7 @@ def test_each_slice_with_its_own_time(tmp_path):
 
 def test_the_scanners_own_index_comes_before_other_keys(tmp_path):
     def tags(v, k):
-        return {"TemporalPositionIdentifier": 2 - v, "EchoTime": float(k % 2)}
+        return {"TemporalPositionIdentifier": 2 - v, "EchoTime": 5.0 * (v + 1)}
 
     first, second = volumes_of(save(tmp_path / "dynamic", repeated(2, tags)), 2)
     assert (first.voxels[0, 0, 0, 0], second.voxels[0, 0, 0, 0]) == (10, 0)
