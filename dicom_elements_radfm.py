@@ -20,6 +20,8 @@ with suppress(ImportError):
     from pydicom.dataelem import RawDataElement
     from pydicom.tag import BaseTag
 
+# What pydicom raises at an element that breaks the standard.
+MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError)
 BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d", "UV": "Q", "SV": "q", "AT": "H"}
 TEXT = ("DS", "IS", "CS", "UI", "DA", "TM", "DT", "AS", "AE")
 CHARACTERS = ("LO", "SH", "PN", "LT", "ST", "UT", "UC")
@@ -89,7 +91,10 @@ def get_items(dataset: Header, element: Element) -> "Sequence[pydicom.Dataset]":
     tag = _tag(element)
     if tag is None or tag not in dataset:
         return ()
-    value = dataset[tag].value
+    try:
+        value = dataset[tag].value
+    except MALFORMED:
+        return ()
     return value if isinstance(value, pydicom.Sequence | list) else ()
 
 
@@ -124,7 +129,10 @@ def _raw(dataset: Header, element: Element) -> Sequence[object] | None:
         return None if found is None or not found[1] else _parse(dataset, tag, found[0] or "UN", found[1], True)
     if tag not in dataset:
         return None
-    item = dataset.get_item(BaseTag(tag))
+    try:
+        item = dataset.get_item(BaseTag(tag))
+    except MALFORMED:
+        return None
     if isinstance(item, RawDataElement):
         return _parse(dataset, tag, item.VR or "UN", item.value, item.is_little_endian) if item.value else None
     value = None if item is None else item.value
@@ -145,7 +153,10 @@ def _parse(dataset: Header, tag: int, kind: str, value: bytes, little_endian: bo
         count = len(value) // SIZES[code]
         return struct.unpack_from(f"{'<' if little_endian else '>'}{count}{code}", value)
     if kind in CHARACTERS:  # the character set matters
-        decoded = as_dataset(dataset)[tag].value
+        try:
+            decoded = as_dataset(dataset)[tag].value
+        except MALFORMED:
+            return None
         if decoded in (None, ""):
             return None
         return decoded if isinstance(decoded, Sequence) and not isinstance(decoded, str) else (decoded,)

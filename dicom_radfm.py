@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .dicom_elements_radfm import get_items, get_text, get_texts, get_vector
+from .dicom_elements_radfm import MALFORMED, get_items, get_text, get_texts, get_vector
 from .dicom_file_radfm import Instance, describe_instance, looks_like_dicom, read_instance
 from .dicom_grouping_radfm import (
     AmbiguousImagesError,
@@ -75,7 +75,10 @@ class _Series:
             return 3
         if any(word in words for word in LOCALIZERS) or sop_class.startswith(SECONDARY_CAPTURE):
             return 2
-        return 0 if self._may_be_volume() else 1
+        try:
+            return 0 if self._may_be_volume() else 1
+        except MALFORMED:  # it is refused, with the reason, when it is read
+            return 1
 
     def _may_be_volume(self) -> bool:
         """Whether several images may lie one behind the other; functional groups are not read for that."""
@@ -158,10 +161,10 @@ def load_dicom(instances: Sequence[Instance], context: ReadContext) -> Scan:
             scan = _load_series(series, context)
         except OptionRequiredError:
             raise
-        except ScanError as error:
+        except MALFORMED as error:
             del context.warnings[before:]
-            failed = failed or error
-            context.warnings.append(f"Series {series.label} cannot be read: {error}")
+            failed = failed or _as_scan_error(error, series)
+            context.warnings.append(f"Series {series.label} cannot be read: {failed}")
             continue
         scan.series = series.label
         others = [other for other in found if other is not series]
@@ -173,6 +176,15 @@ def load_dicom(instances: Sequence[Instance], context: ReadContext) -> Scan:
         return scan
     assert failed is not None
     raise failed
+
+
+def _as_scan_error(error: Exception, series: _Series) -> ScanError:
+    """What pydicom or numpy raise at a malformed element, as a sentence; the cause stays chained."""
+    if isinstance(error, ScanError):
+        return error
+    refusal = series.instances[0].error("its header holds values that cannot be understood.")
+    refusal.__cause__ = error
+    return refusal
 
 
 def _find_series(instances: Sequence[Instance], context: ReadContext) -> list[_Series]:
@@ -189,7 +201,8 @@ def _find_series(instances: Sequence[Instance], context: ReadContext) -> list[_S
 
 
 def _name_class(instance: Instance) -> str:
-    return pydicom.uid.UID(get_text(instance.header, "SOPClassUID")).name
+    uid = pydicom.uid.UID(get_text(instance.header, "SOPClassUID"))
+    return "" if uid.name == uid else uid.name
 
 
 def _join_single_images(groups: dict[str, list[Instance]]) -> dict[str, list[Instance]]:
@@ -198,7 +211,8 @@ def _join_single_images(groups: dict[str, list[Instance]]) -> dict[str, list[Ins
     for uid, files in groups.items():
         header = files[0].header
         named = get_text(header, "SeriesNumber") or get_text(header, "SeriesDescription")
-        if len(files) == 1 and files[0].frames == 1 and named and get_vector(header, "ImagePositionPatient", 3):
+        is_image = len(files) == 1 and files[0].frames == 1 and get_text(header, "SOPClassUID") not in SEGMENTATIONS
+        if is_image and named and get_vector(header, "ImagePositionPatient", 3):
             words = ("StudyInstanceUID", "Modality", "SeriesNumber", "SeriesDescription", "Rows", "Columns")
             alike.setdefault(tuple(get_text(header, word) for word in words), []).append(uid)
     joined = dict(groups)
