@@ -98,6 +98,5 @@ def _add_times(keys: dict[str, KeyValue], header: Header, content: Header) -> No
     if not moment and get_text(header, "AcquisitionTime"):
         moment = get_text(header, "AcquisitionDate") + get_text(header, "AcquisitionTime")
     # An offset from UTC (PS3.5 6.2, DT) is one for the whole series.
-    for word, text in (("AcquisitionDateTime", moment.split("+")[0]), ("ContentTime", get_text(header, "ContentTime"))):
-        if text.replace(".", "", 1).isdigit():
-            keys[word] = text
+    times = {"AcquisitionDateTime": moment.split("+")[0], "ContentTime": get_text(header, "ContentTime")}
+    keys.update({word: text for word, text in times.items() if text.replace(".", "", 1).isdigit()})
