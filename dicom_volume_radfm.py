@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from .affine_radfm import LPS_TO_RAS
 from .dicom_elements_radfm import get_number, get_text
 from .dicom_file_radfm import Instance
 from .dicom_frames_radfm import FrameTask, decode_frames, read_format
@@ -18,8 +19,6 @@ from .dicom_tolerances_radfm import ALIKE_GAPS, EVEN_STEPS, INTENDED_RUN, SAME_P
 from .dicom_values_radfm import convert_into, count_channels, invert_monochrome1, read_plane_windows
 from .scan_radfm import ReadContext, Scan, ScanError, replace_nonfinite
 
-# DICOM's patient axes run to the left, the back and the head (LPS), NIfTI's to the right, the front and the head (RAS).
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A gap this share wider or narrower than the step is named where a stack is resampled.
 NAMED_GAP = 0.02
 GAPS_NAMED = 6
