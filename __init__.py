@@ -14,6 +14,7 @@ _HOMES = {
     "ScanError": "load_scan_radfm",
     "load_scan": "load_scan_radfm",
     "list_series": "load_scan_radfm",
+    "list_volumes": "load_scan_radfm",
 }
 __all__ = list(_HOMES)
 

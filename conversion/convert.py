@@ -45,7 +45,7 @@ CODE = (
     "dicom_keys_radfm.py", "dicom_tolerances_radfm.py", "dicom_suv_radfm.py", "dicom_values_radfm.py",
     "dicom_frames_radfm.py", "dicom_decode_radfm.py", "dicom_codestream_radfm.py", "dicom_file_radfm.py",
     "dicom_header_radfm.py", "dicom_elements_radfm.py",
-    "nifti_radfm.py",
+    "nifti_radfm.py", "itk_radfm.py", "array_radfm.py", "archive_radfm.py", "hounsfield_radfm.py", "affine_radfm.py",
 )  # fmt: skip
 VISION = "model.vision_tower."
 AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")

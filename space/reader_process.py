@@ -37,8 +37,8 @@ class Reader:
 class Stored:
     """A scan that was read: its name, and the folder that holds `voxels.npy`.
 
-    `about` is everything but the voxels: shape, affine, spacing, modality, series, windows, warnings, range, and `key`, the
-    hash of its content.
+    `about` is everything but the voxels: shape, affine, spacing, modality, series, windows, warnings, description, and
+    `key`, the hash of its content.
     """
 
     name: str
@@ -174,7 +174,7 @@ def _store(scan: Any, folder: Path) -> dict[str, Any]:
         "series": scan.series,
         "windows": [[float(low), float(high)] for low, high in scan.windows],
         "warnings": list(scan.warnings),
-        "range": [float(voxels.min()), float(voxels.max())],
+        "description": scan.describe(),
     }
     content = hashlib.sha256(voxels.data)
     content.update(json.dumps(about).encode())

@@ -15,9 +15,6 @@ CT_WINDOWS = {
     "Brain": (0, 80),
     "Liver": (-45, 105),
 }
-MODALITIES = {"CT": "CT", "MR": "MRI", "DX": "X-ray", "CR": "X-ray", "MG": "mammogram", "US": "ultrasound", "PT": "PET"}
-PLANES = ("sagittal", "coronal", "axial")
-LETTERS = ("LR", "PA", "IS")
 # More voxels than this are thinned out in plane before they travel to the browser.
 MOST_VOXELS = 160_000_000
 MOST_SLICES, SLICE_PIXELS = 96, 512
@@ -80,21 +77,12 @@ def plane(scan: Any) -> str:
     Args:
         scan: hung, so that its last axis is the one of acquisition.
     """
-    if scan.affine is None:
-        return "axial"
-    return PLANES[int(np.abs(np.asarray(scan.affine)[:3, 2]).argmax())]
+    return scan.plane() or "axial"
 
 
 def letters(scan: Any) -> dict[str, str]:
     """Letters at the edges of a hung scan's slices: {"top", "bottom", "left", "right"}; empty without an affine."""
-    if scan.affine is None:
-        return {}
-    ends = []
-    for axis in (0, 1):
-        column = np.asarray(scan.affine)[:3, axis]
-        along = int(np.abs(column).argmax())
-        ends.append(LETTERS[along][:: 1 if column[along] > 0 else -1])
-    return {"top": ends[0][0], "bottom": ends[0][1], "left": ends[1][0], "right": ends[1][1]}
+    return scan.edge_letters()
 
 
 def draw_slices(scan: Any, window: tuple[float, float], folder: Path) -> list[Path]:
@@ -116,28 +104,7 @@ def draw_slices(scan: Any, window: tuple[float, float], folder: Path) -> list[Pa
 
 def facts(name: str, about: dict[str, Any]) -> list[tuple[str, str]]:
     """What may be told of a scan, (what, value): geometry, modality, series; nothing about the patient."""
-    channels, *size = about["shape"]
-    unit = " HU" if about["modality"] == "CT" else ""
-    rows = [("File", name), ("Modality", MODALITIES.get(about["modality"], about["modality"]) or "not stated")]
-    if about["series"]:
-        rows.append(("Series", about["series"]))
-    rows.append(("Size", f"{size[0]} × {size[1]} × {size[2]} voxels{', colour' if channels == 3 else ''}"))
-    if about["spacing"]:
-        rows.append(("Spacing", " × ".join(f"{mm:.4g}" for mm in about["spacing"]) + " mm"))
-        rows.append(("Extent", " × ".join(f"{n * mm:.0f}" for n, mm in zip(size, about["spacing"], strict=True)) + " mm"))
-    if about["affine"]:
-        rows.append(("Axes", _axes(np.array(about["affine"]))))
-    low, high = about["range"]
-    rows.append(("Values", f"{low:g} to {high:g}{unit}"))
-    return rows + [("Note", warning) for warning in about["warnings"]]
-
-
-def _axes(affine: np.ndarray) -> str:
-    ends = []
-    for axis in range(3):
-        along = int(np.abs(affine[:3, axis]).argmax())
-        ends.append(LETTERS[along][int(affine[along, axis] > 0)])
-    return f"rows run to {ends[0]}, columns to {ends[1]}, slices to {ends[2]}"
+    return [("File", name), *((label, value) for label, value in about["description"])]
 
 
 def viewer_value(number: int, stored: Any, scan: Any, hung: Any, address: Any) -> dict[str, Any]:
