@@ -11,21 +11,22 @@ import struct
 import sys
 import zlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 try:
     from pydicom.encaps import encapsulate
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 except ImportError:
     if not TYPE_CHECKING:
         encapsulate = get_decoder = UID = None
 try:
-    import libjpeg
+    from libjpeg.utils import decode as decode_jpeg
 except ImportError:
-    libjpeg = None
+    if not TYPE_CHECKING:
+        decode_jpeg = None
 
 # Retired processes of JPEG, which pydicom leaves alone and libjpeg decodes; and frames that are deflated one by one.
 RETIRED_JPEG = ("1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
@@ -84,9 +85,9 @@ def _decode(data: bytes, layout: PixelFormat) -> np.ndarray:
     if layout.bits_allocated == 12:
         return _unpack_12_bit(data, layout)
     if layout.transfer_syntax in RETIRED_JPEG:
-        if libjpeg is None:
+        if decode_jpeg is None:
             raise ValueError("it needs a codec: pip install pylibjpeg-libjpeg")
-        return np.asarray(libjpeg.decode(data))
+        return np.asarray(decode_jpeg(data))
     if layout.transfer_syntax == DEFLATED_FRAMES:
         return _inflate(data, layout)
     options = {key: value for key, value in asdict(layout).items() if key not in ("transfer_syntax", "high_bit")}
@@ -97,7 +98,7 @@ def _decode(data: bytes, layout: PixelFormat) -> np.ndarray:
     uid = UID(layout.transfer_syntax)
     options.update(number_of_frames=1, transfer_syntax_uid=uid)
     source = encapsulate([data]) if layout.is_encapsulated else data
-    return get_decoder(uid).as_array(source, index=0, **options)[0]  # type: ignore[arg-type]
+    return np.asarray(get_decoder(uid).as_array(source, index=0, **options)[0])
 
 
 def _inflate(data: bytes, layout: PixelFormat) -> np.ndarray:
@@ -123,13 +124,13 @@ def pack_request(data: bytes, layout: PixelFormat) -> bytes:
     return struct.pack("<II", len(words), len(data)) + words + data
 
 
-def read_answer(stream: BinaryIO) -> np.ndarray:
+def read_answer(stream: IO[bytes]) -> np.ndarray:
     """The array that a decoding process sends back. Raises `ValueError` with what it says, and `EOFError` if it is gone."""
     answer = json.loads(_read_exactly(stream, struct.unpack("<I", _read_exactly(stream, 4))[0]))
     if "error" in answer:
         raise ValueError(answer["error"])
     array = np.empty(answer["shape"], np.dtype(answer["dtype"]))
-    view = memoryview(array).cast("B")
+    view = array.reshape(-1).view(np.uint8).data
     read = 0
     while read < len(view):
         count = stream.readinto(view[read:])  # type: ignore[attr-defined]
@@ -139,7 +140,7 @@ def read_answer(stream: BinaryIO) -> np.ndarray:
     return array
 
 
-def _read_exactly(stream: BinaryIO, length: int) -> bytes:
+def _read_exactly(stream: IO[bytes], length: int) -> bytes:
     data = stream.read(length)
     if len(data) < length:
         raise EOFError
@@ -155,7 +156,7 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
         data = _read_exactly(requests, data_length)
         try:
             array = np.ascontiguousarray(decode_frame(data, layout))
-            words, content = {"shape": array.shape, "dtype": array.dtype.str}, memoryview(array).cast("B")
+            words, content = {"shape": array.shape, "dtype": array.dtype.str}, array.reshape(-1).view(np.uint8).data
         except ValueError as error:
             words, content = {"error": str(error)}, memoryview(b"")
         encoded = json.dumps(words).encode()

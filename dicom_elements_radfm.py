@@ -46,7 +46,7 @@ def get_numbers(dataset: Header, element: Element) -> tuple[float, ...] | None:
     numbers = []
     for value in found:
         try:
-            number = float(value)
+            number = float(value)  # type: ignore[arg-type] # whatever else it is raises
         except (TypeError, ValueError, OverflowError):
             return None
         if not math.isfinite(number):

@@ -85,7 +85,8 @@ def decode_frames(tasks: Sequence[FrameTask], store: Store, context: ReadContext
     files: dict[int, list[FrameTask]] = {}
     for task in tasks:
         files.setdefault(id(task.instance), []).append(task)
-    native, compressed = [], []
+    native: list[list[FrameTask]] = []
+    compressed: list[list[FrameTask]] = []
     for group in files.values():
         (compressed if read_format(group[0].instance).is_encapsulated else native).append(group)
     if native:

@@ -119,7 +119,7 @@ def matches(volume: Volume, wanted: dict[str, object]) -> bool:
 
 def positions_along(planes: Sequence[Plane]) -> np.ndarray:
     """Distance of each plane along the first one's normal, in mm."""
-    return np.array([plane.position for plane in planes]) @ planes[0].normal()
+    return np.asarray(np.array([plane.position for plane in planes]) @ planes[0].normal())
 
 
 def fit_even_grid(along: np.ndarray) -> tuple[float, float] | None:

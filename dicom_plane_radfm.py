@@ -238,8 +238,8 @@ def _split_mosaic(instance: Instance) -> list[Plane]:
     planes = []
     for number in range(count):
         position = None
-        if whole.is_placed and whole.pixel_mm is not None and step:
-            along_row, along_column = np.array(place.orientation[:3]), np.array(place.orientation[3:])  # type: ignore[index]
+        if place.position is not None and place.orientation is not None and whole.pixel_mm is not None and step:
+            along_row, along_column = np.array(place.orientation[:3]), np.array(place.orientation[3:])
             corner = along_row * whole.pixel_mm[1] * (columns * side - columns) / 2
             corner = corner + along_column * whole.pixel_mm[0] * (rows * side - rows) / 2
             normal = whole.normal() * (-1 if flipped else 1)

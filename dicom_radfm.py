@@ -293,7 +293,7 @@ def _are_moments(volumes: list[Volume]) -> bool:
 def _name_others(volumes: list[Volume], chosen: int) -> str:
     if _are_moments(volumes):
         return f"Only frame {chosen} of {len(volumes)} was read: they follow in time; volume= chooses another."
-    words = []
+    words: list[str] = []
     for i, volume in enumerate(volumes):
         if i != chosen and len(words) < OTHERS_NAMED:
             words.append(f"{i} ({', '.join(word for word in (volume.label, _size(volume)) if word)})")

@@ -8,7 +8,7 @@ from .dicom_elements_radfm import Header, as_dataset, get_integer, get_items, ge
 from .dicom_plane_radfm import Plane
 
 try:
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 except ImportError:
     if not TYPE_CHECKING:
         apply_color_lut = apply_modality_lut = None
