@@ -31,6 +31,9 @@ NAMES = {
 # Words of commands and blocks that need what is not here.
 NEEDS_MORE = {
     "radfm demo": "serves until it is stopped",
+    "radfm train": "trains for minutes; tests/training does that",
+    "torchrun": "trains on several processes; tests/training does that",
+    "radfm data": "needs the reader's own data; tests/medmd builds data sets",
     "127.0.0.1": "needs a running `radfm demo`",
     "pytorch_model.bin": "needs the published weights",
     "radfm-14b": "needs the published weights",
