@@ -123,7 +123,7 @@ def test_few_broken_scans_are_named_and_many_stop_the_build(tmp_path):
     assert report["unreadable"]["scans"][0]["reason"].startswith("7.png: ")
     for i in (8, 9):
         (tmp_path / "own" / f"{i}.png").unlink()
-    with pytest.raises(DataError, match="more than 2 rows .* --max-broken"):
+    with pytest.raises(DataError, match=r"more than 2 rows .* --max-broken"):
         build({"csv": source}, tmp_path / "out2")
     with pytest.raises(DataError, match="more than 2 rows"):
         build({"csv": source}, tmp_path / "out3", BuildOptions(workers=2))
@@ -221,4 +221,6 @@ def test_every_portal_together_is_one_dataset(tmp_path):
     names = sorted(set(PORTALS) - {"radfm-csv"})
     report = build({name: make_portal(name, tmp_path) for name in names}, tmp_path / "out")
     assert report["unreadable"]["count"] == 0
-    assert set(report["statistics"]["source"]) | set(report["dropped"]) == set(names)  # pixels of several portals are the same
+    assert set(report["statistics"]["source"]) | set(report["dropped"]) == set(
+        names
+    )  # pixels of several portals are the same

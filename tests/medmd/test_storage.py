@@ -1,4 +1,4 @@
-"""What is stored of a scan: JPEG and PNG as they came, without metadata; rendered images; volumes that read back as they were."""
+"""What is stored of a scan: JPEG and PNG without metadata, rendered images, volumes that read back as they were."""
 
 import io
 
