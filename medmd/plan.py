@@ -213,12 +213,16 @@ def _payload(draft: Draft, source: Source, options: PlanOptions, number: int) ->
             options.salt, "scan", draft.identities[0] if draft.identities else f"{source.name}:{draft.images[0]}"
         )
     question = draft.question or open_question(draft.wording or draft.task, options.seed, record_id)
+    if isinstance(question, str):
+        question = f"{draft.context} {question}".strip()
     parts = (*(None for _ in draft.images), question) if isinstance(question, str) else question
     content = [{"type": "image" if part is None else "text", "text": part} for part in parts if part != ""]
     extra = dict(sorted(draft.extra.items()))
     return {
         "id": record_id,
-        "twin": digest(json.dumps([draft.question, draft.answer, draft.images, extra], default=str)).hex()[:16],
+        "twin": digest(json.dumps([draft.context, draft.question, draft.answer, draft.images, extra], default=str)).hex()[
+            :16
+        ],
         "references": list(draft.images),
         "messages": [
             {"role": "user", "content": content},

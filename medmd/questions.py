@@ -63,7 +63,7 @@ def _ask_diagnosis(study: Study, seed: int) -> Iterator[Draft]:
     right = present or ([NORMAL] if study.normal else [])
     if right:
         yield _closed(study, "diagnosis", choose(right, seed, "yes", study.key), "yes", seed)
-    if study.normal is False and (not absent or choose((True, False), seed, "ask normal", study.key)):
+    if study.normal is False and (not absent or choose(("normal", "finding"), seed, "ask", study.key) == "normal"):
         yield _closed(study, "diagnosis", NORMAL, "no", seed)
     elif absent:
         yield _closed(study, "diagnosis", choose(absent, seed, "no", study.key), "no", seed)

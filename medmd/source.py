@@ -18,6 +18,7 @@ class Draft:
         task: one of `schema.TASKS`.
         answer: what the assistant says.
         question: what the user says after the scans; or text and image marks (None) in order; empty: a wording is chosen.
+        context: what stands before the question, such as the patient's history.
         wording: the kind of `prompts.OPEN` to choose from, where it is not the task.
         number: tells rows of one key and task apart.
         answer_type, choices, modality, body_part, plane: as in `schema.Record`.
@@ -36,6 +37,7 @@ class Draft:
     task: str
     answer: str
     question: str | tuple[str | None, ...] = ""
+    context: str = ""
     wording: str = ""
     number: int = 0
     answer_type: str = "open"

@@ -7,6 +7,7 @@ authors.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..folder import MEMBER, Folder
 from ..labels import complete, mentioned
@@ -130,7 +131,7 @@ def read_busi(folder: Folder) -> Rows:
 
 TUMORS = ("glioma", "meningioma", "pituitary tumor")
 VOLUME_TASKS = ("modality", "body_part", "plane", "sequence")
-COMMON = {"layout": "PACK.csv and PACK.zip", "access": "open", "public_keys": True}
+COMMON: dict[str, Any] = {"layout": "PACK.csv and PACK.zip", "access": "open", "public_keys": True}
 
 SOURCES = (
     Source(

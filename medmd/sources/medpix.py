@@ -96,8 +96,6 @@ def _multi(folder: Folder, split: str) -> Rows:
 
     The published code cuts sizes (mm, cm) out of findings and shows the history half of the time: neither is done here.
     """
-    from ..prompts import open_question
-
     columns = {"image": "name", "kind": "type", "context": "context", "history_": "history"}
     for table in _tables(folder, split, "multi", "muli"):
         for index, row in enumerate(folder.table(table, **columns)):
@@ -108,8 +106,7 @@ def _multi(folder: Folder, split: str) -> Rows:
             images = tuple(name.strip() for name in row["image"].split(",") if name.strip())[:MAX_IMAGES]
             key = f"case-{split}-{index}-{row['kind']}"
             history = " ".join(str(row["history"] or "").split())
-            question = f"{history} {open_question(wording, 0, key)}" if history else ""
-            yield _draft(folder, images, key, split, task=task, wording=wording, question=question, answer=context)
+            yield _draft(folder, images, key, split, task=task, wording=wording, context=history, answer=context)
 
 
 def _questions(folder: Folder, split: str) -> Rows:

@@ -7,6 +7,7 @@ that compares with an earlier study has extra.mentions_prior.
 
 import zipfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ..folder import Folder
 from ..labels import four_states
@@ -29,7 +30,7 @@ def reader(suffix: str) -> Callable[[Folder], Rows]:
         for (subject, study), images in _studies(folder):
             stem = f"files/p{subject[:2]}/p{subject}/s{study}"
             views_of_study = {VIEWS.get(views.get(image, "")) for image in images}
-            common = {
+            common: dict[str, Any] = {
                 "images": tuple(f"{stem}/{image}{suffix}" for image in images),
                 "modality": "X-ray",
                 "body_part": "chest",
@@ -51,7 +52,7 @@ def reader(suffix: str) -> Callable[[Folder], Rows]:
             parts = {name: without_removed_words(body) for name, body in sections(text or "").items()}
             answer, wording = compose(parts.get("findings", ""), parts.get("impression", ""))
             if answer:
-                extra = {"mentions_prior": mentions_prior(answer)}
+                extra: dict[str, Any] = {"mentions_prior": mentions_prior(answer)}
                 if parts.get("indication"):
                     extra["indication"] = parts["indication"]
                 yield Draft(
@@ -117,7 +118,7 @@ def _reports(folder: Folder) -> Callable[[str], str | None]:
     return text
 
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "size": "377,110 images of 227,835 studies",
     "licence": "PhysioNet Credentialed Health Data License 1.5.0",
     "access": "credentialed",

@@ -32,9 +32,8 @@ def read_rad3d(folder: Folder) -> Rows:
     (image_path, question, answer), radio_modality_*.csv (image_path of a NIfTI file, answer).
 
     Keys as the published code reads them; a sample of the JSON was not at hand. The published faults are not
-    repeated: a modality question that is answered "no" names another modality than the true one (here modality is
-    only asked openly and balanced by the plan's rules), scans keep their axes, and a rationale is the text of the
-    features, its title in front.
+    repeated: modality is asked openly, so no "no" contradicts the question; a volume that cannot be read is named and
+    left out; parts of an answer are joined with a blank.
     """
     for split in ("train", "test"):
         for path in folder.find_all(f"radiology_article_npy_{split}*.json"):
@@ -77,9 +76,7 @@ def _case_drafts(folder: Folder, row: dict[str, Any], key: str, split: str) -> R
     paths = row["npy_path"] if isinstance(row["npy_path"], list) else [row["npy_path"]]
     images = tuple(_npy(folder, path) for path in paths)
     history = " ".join(str(row.get(name) or "").strip() for name in ("pat", "pre")).strip()
-    common: dict[str, Any] = {"images": images, "split": split, "identities": _case_identity(images[0])}
-    if history:
-        common["extra"] = {"history": history}
+    common: dict[str, Any] = {"images": images, "split": split, "identities": _case_identity(images[0]), "context": history}
     finding, impression = (str(row.get(name) or "").strip() for name in ("finding", "impression"))
     if finding and impression:
         yield Draft(key=key, task="report", answer=f"Findings: {finding} Impression: {impression}", **common)

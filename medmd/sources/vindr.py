@@ -163,7 +163,7 @@ def read_mammo(folder: Folder) -> Rows:
         )
 
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "licence": "PhysioNet Credentialed Health Data License 1.5.0",
     "access": "credentialed",
     "tasks": ("diagnosis",),

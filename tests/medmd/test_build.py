@@ -66,12 +66,11 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(inputs, tmp_path, monkey
     with pytest.raises(KilledError):
         build(inputs, tmp_path / "out", progress=kill_in_the_last_shard)
     assert (tmp_path / "out" / STATE).is_dir() and not (tmp_path / "out" / "manifest.json").exists()
-    finished = {path: path.stat().st_mtime_ns for path in shard_files(tmp_path / "out")}
+    taken_over = [json.loads(path.read_text()) for path in (tmp_path / "out" / STATE / "shards").glob("*.json")]
     counts = []
     build(inputs, tmp_path / "out", progress=lambda done, total: counts.append(done))
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
-    assert counts[0] > 0, "nothing was taken over"
-    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    assert counts[0] == sum(file["rows"] for result in taken_over for file in result["files"].values()) > 0
     assert not (tmp_path / "out" / STATE).exists()
 
 
@@ -103,6 +102,13 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(inputs, tmp_path):
     shard_files(tmp_path / "out")[0].write_bytes(b"damaged")
     build(inputs, tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_finished_build_is_not_made_again(inputs, tmp_path):
+    report = build(inputs, tmp_path / "out")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert build(inputs, tmp_path / "out") == report
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == written
 
 
 def test_a_folder_with_other_data_is_not_written_over(inputs, tmp_path):

@@ -232,6 +232,7 @@ def test_medpix_leaves_out_what_is_no_radiology(tmp_path):
 def test_rad3d_reads_volumes_by_the_tail_of_the_cluster_path(tmp_path):
     rows = rows_of(tmp_path, "rad3d")
     assert {row["task"] for row in rows} == {"report", "rationale", "vqa", "modality"}
+    assert text_of(by(rows, task="report")[0], "user").startswith("Age: 40 Cough. ")
     assert text_of(by(rows, task="rationale")[0], "assistant") == "Lung cancer. Spiculated margin."
     assert text_of(by(rows, task="report")[0], "assistant") == "Findings: A mass. Impression: Cancer."
 
