@@ -1,11 +1,11 @@
 """`radfm data`: list the sources of MedMD, build a dataset of downloads or of one's own scans, filter it, check it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import refuse
+from .common import BAD_INPUT, refuse
 
 if TYPE_CHECKING:
     from radfm.medmd.scans import StorageOptions
@@ -54,11 +54,110 @@ def build(
     except (DataError, OSError) as error:
         refuse(str(error))
     print(f"{report['records']:,} records in {out}")
+    _print_dropped(report)
+    if unreadable := report["unreadable"]["count"]:
+        print(f"left out: {unreadable:,} whose scan cannot be read; {out / 'report.json'} names each")
+
+
+@data.command("list")
+def list_sources(
+    access: Annotated[str | None, typer.Option(help="Only these: open, nc, form, credentialed.")] = None,
+    name: Annotated[str | None, typer.Option(help="Everything about one source.")] = None,
+) -> None:
+    """The sources that can be built: what each is, its size, licence, where to get it, its tasks.
+
+    Examples:
+
+      radfm data list --access open
+
+      radfm data list --name ct-rate
+    """
+    from radfm.medmd.schema import ACCESS, DataError
+    from radfm.medmd.sources import all_sources, find_source
+
+    if access is not None and access not in ACCESS:
+        refuse(f"--access {access} is none of {', '.join(ACCESS)}.")
+    if name is not None:
+        try:
+            source = find_source(name)
+        except DataError as error:
+            refuse(str(error))
+        for title in ("name", "title", "size", "dimensions", "licence", "access", "url", "layout"):
+            print(f"{title:11} {getattr(source, title)}")
+        print(f"{'tasks':11} {', '.join(source.tasks)}")
+        return
+    for source in all_sources().values():
+        if access in (None, source.access):
+            print(f"{source.name:16} {source.dimensions:4} {source.access:12} {source.title} ({source.size})")
+            print(f"{'':34} {source.licence}; {source.url}")
+
+
+@data.command("filter")
+def filter_command(
+    folder: Annotated[Path, typer.Argument(help="A dataset that `radfm data build` finished.")],
+    out: Annotated[Path, typer.Option(help="Folder of the filtered dataset, new.")],
+    min_side: Annotated[int, typer.Option(min=1, help="Leave out scans with a shorter side in plane.")] = 28,
+    papers: Annotated[bool, typer.Option("--papers", help="Keep sources in the style of papers.")] = False,
+) -> None:
+    """MedMD → RadMD: leave out what is no radiology, too small, broken or there twice.
+
+    Examples:
+
+      radfm data filter medmd/ --out radmd/
+    """
+    from radfm.medmd.filter import FilterOptions, filter_dataset
+    from radfm.medmd.schema import DataError
+
+    try:
+        report = filter_dataset(folder, out, FilterOptions(min_side, papers))
+    except (DataError, OSError) as error:
+        refuse(str(error))
+    print(f"{report['records']:,} records in {out}")
+    _print_dropped(report)
+
+
+@data.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A dataset.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Look at every record: leaks between splits, duplicates, broken scans, what may name a patient. Status 2 for a problem.
+
+    Examples:
+
+      radfm data check medmd/
+    """
+    import json
+
+    from radfm.medmd.check import check as check_dataset
+    from radfm.medmd.schema import DataError
+
+    try:
+        report = check_dataset(folder)
+    except (DataError, OSError) as error:
+        refuse(str(error))
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, indent=1))
+    else:
+        print(f"{report['records']:,} records in {folder}")
+        for title in ("problems", "suspected"):
+            for kind, found in report[title].items():
+                print(f"{title[:-1] if title == 'problems' else title}: {kind}: {found['count']:,}")
+                for example in found["examples"]:
+                    print(f"  {example}")
+        for column in ("config", "split", "source", "task", "modality", "yes or no"):
+            counts = report["statistics"].get(column, {})
+            print(f"{column}: " + ", ".join(f"{value} {count:,}" for value, count in counts.items()))
+        if not report["problems"]:
+            print("no problem found")
+    if report["problems"]:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _print_dropped(report: dict[str, Any]) -> None:
     for name, reasons in report["dropped"].items():
         for reason, count in reasons.items():
             print(f"left out: {count:,} of {name} ({reason})")
-    if unreadable := report["unreadable"]["count"]:
-        print(f"left out: {unreadable:,} whose scan cannot be read; {out / 'report.json'} names each")
 
 
 def _split_source(entry: str) -> tuple[str, Path]:

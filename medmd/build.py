@@ -16,6 +16,7 @@ from .publish import write_documents
 from .scans import StorageOptions
 from .schema import DataError
 from .sources import find_source
+from .statistics import Statistics
 from .task import STATE, ShardTask, too_many_broken, write_atomically
 
 
@@ -51,7 +52,7 @@ def build(
 
     Args:
         inputs: source name (`radfm data list`) → folder of its download, or table of own scans.
-        out: the dataset's folder, new or with the same build unfinished.
+        out: the dataset's folder, new or with the same build unfinished. Of a finished one the report is returned.
 
     Returns:
         The report: records, what was dropped and why, scans that could not be read.
@@ -71,6 +72,9 @@ def build(
     slices = plan.slices()
     plan.close()
     _check_same_build(out, fingerprint)
+    if (out / "manifest.json").exists():
+        shutil.rmtree(state)
+        return json.loads((out / "report.json").read_text(encoding="utf-8"))
     total = sum(slice_.rows for slice_ in slices)
     limit = int(total * options.max_broken)
     folders = {source.name: root if root.is_dir() else root.parent for source, root in roots.items()}
@@ -182,8 +186,6 @@ def _run_in_processes(tasks: list[ShardTask], workers: int, report_rows: Callabl
 
 
 def _report(results: list[dict[str, Any]], dropped: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    from .statistics import Statistics
-
     statistics = Statistics()
     for result in results:
         statistics.merge(result["statistics"])

@@ -9,25 +9,36 @@ from typing import Any
 from .schema import CONFIGS
 from .source import Source
 
-CONTEXT = {
+# The context that the format prescribes (docs.mlcommons.org/croissant, "JSON-LD Context").
+CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "containedIn": "cr:containedIn",
-    "cr": "http://mlcommons.org/croissant/",
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "includes": "cr:includes",
-    "md5": "cr:md5",
-    "recordSet": "cr:recordSet",
     "sc": "https://schema.org/",
-    "source": "cr:source",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    **{
+        term: f"cr:{term}"
+        for term in (
+            *(
+                "citeAs",
+                "column",
+                "equivalentProperty",
+                "extract",
+                "field",
+                "fileObject",
+                "fileProperty",
+                "fileSet",
+                "format",
+            ),
+            *("includes", "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references"),
+            *("regex", "repeated", "replace", "samplingRate", "separator", "source", "subField", "transform"),
+        )
+    },
 }
 SCALARS = {
     "id": "Unique id of the record.",
@@ -53,7 +64,7 @@ def croissant(manifest: Mapping[str, Any], sources: Sequence[Source]) -> dict[st
             "@id": name,
             "name": name,
             "contentUrl": name,
-            "encodingFormat": "application/vnd.apache.parquet",
+            "encodingFormat": "application/x-parquet",
             "contentSize": f"{file['bytes']} B",
             "sha256": file["sha256"],
         }
@@ -62,13 +73,13 @@ def croissant(manifest: Mapping[str, Any], sources: Sequence[Source]) -> dict[st
     record_sets = [
         {
             "@type": "cr:RecordSet",
-            "@id": name,
-            "name": name,
+            "@id": f"records/{name}",
+            "name": f"records/{name}",
             "description": f"The scalar columns of {name}.",
             "field": [
                 {
                     "@type": "cr:Field",
-                    "@id": f"{name}#{column}",
+                    "@id": f"records/{name}/{column}",
                     "name": column,
                     "description": description,
                     "dataType": "sc:Text",

@@ -15,7 +15,7 @@ from typing import Any
 from .folder import Folder
 from .groups import digest, salted_hash, split_of_group
 from .prompts import open_question
-from .questions import Balances, ask
+from .questions import ask
 from .schema import SPLITS, DataError
 from .source import Draft, Source, Study
 
@@ -27,12 +27,14 @@ VOLUME_ENDINGS = (".nii", ".nii.gz", ".npy", ".mgz", ".mgh", ".mnc", ".zip")
 
 _TABLES = """
 CREATE TABLE rows (
-    place BLOB PRIMARY KEY, id TEXT, source TEXT, split TEXT, expected TEXT, patient_group TEXT, payload TEXT
-) WITHOUT ROWID;
+    place BLOB, id TEXT, source TEXT, split TEXT, expected TEXT, patient_group TEXT, asked TEXT, answer TEXT, payload TEXT
+);
+CREATE UNIQUE INDEX places ON rows (place);
 CREATE TABLE identities (identity TEXT, place BLOB);
 """
 _INDICES = """
 CREATE INDEX slices ON rows (split, expected, place);
+CREATE INDEX yes_no ON rows (source, split, asked, answer, place) WHERE asked != '';
 CREATE INDEX groups_of_rows ON rows (patient_group);
 CREATE INDEX shared_scans ON identities (identity);
 """
@@ -75,10 +77,9 @@ def make_plan(path: Path, inputs: dict[Source, Path], options: PlanOptions) -> t
     dropped: dict[str, Counter[str]] = {}
     for source in sorted(inputs, key=lambda source: source.name):
         drops = dropped.setdefault(source.name, Counter())
-        balances: Balances = {}
         count = 0
         for row in source.read(Folder(inputs[source])):
-            for draft in ask(row, balances, options.seed) if isinstance(row, Study) else (row,):
+            for draft in ask(row, options.seed) if isinstance(row, Study) else (row,):
                 count += 1
                 if not plan.add(draft, source, options):
                     drops["the same row twice"] += 1
@@ -86,8 +87,9 @@ def make_plan(path: Path, inputs: dict[Source, Path], options: PlanOptions) -> t
             raise DataError(f"{source.name}: {inputs[source]} holds no row; it needs {source.layout}.")
     plan.database.executescript(_INDICES)
     plan.remove_leaks(dropped)
+    plan.balance_yes_no(dropped)
     plan.database.commit()
-    return plan, {name: dict(sorted(drops.items())) for name, drops in dropped.items() if drops}
+    return plan, {name: dict(sorted((+drops).items())) for name, drops in dropped.items() if +drops}
 
 
 class Plan:
@@ -107,7 +109,7 @@ class Plan:
         number = draft.number
         while True:
             row = _payload(draft, source, options, number)
-            place = digest(str(options.seed), row["id"])
+            place = digest(str(options.seed), row["id"])[:16]
             payload = json.dumps(row, ensure_ascii=False, sort_keys=True)
             there = self.database.execute("SELECT payload FROM rows WHERE place = ?", (place,)).fetchone()
             if there is None:
@@ -116,8 +118,8 @@ class Plan:
                 return False
             number += 1
         expected = "3d" if any(_looks_like_volume(reference) for reference in draft.images) else "2d"
-        values = (place, row["id"], source.name, row["split"], expected, row["group"], payload)
-        self.database.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        values = (place, row["id"], source.name, row["split"], expected, row["group"], draft.asked, draft.answer, payload)
+        self.database.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
         names = sorted({*draft.identities, *(f"{source.name}:{reference}" for reference in draft.images)})
         self.database.executemany("INSERT INTO identities VALUES (?, ?)", [(name, place) for name in names])
         return True
@@ -136,6 +138,23 @@ class Plan:
                 for source, count in counts.fetchall():
                     dropped[source][reason] += count
                 self.database.execute(f"DELETE FROM rows WHERE {condition}")
+
+    def balance_yes_no(self, dropped: dict[str, Counter[str]]) -> None:
+        """Of each value that our yes/no questions ask for, keep in each source and split as many with yes as with no."""
+        counts: dict[tuple[str, str, str], dict[str, int]] = {}
+        query = "SELECT source, split, asked, answer, COUNT(*) FROM rows WHERE asked != '' GROUP BY 1, 2, 3, 4"
+        for source, split, asked, answer, count in self.database.execute(query):
+            counts.setdefault((source, split, asked), {})[answer] = count
+        for (source, split, asked), by_answer in counts.items():
+            kept = min(by_answer.get("yes", 0), by_answer.get("no", 0))
+            for answer, count in by_answer.items():
+                dropped[source]["yes/no question without its counterpart"] += count - kept
+                self.database.execute(
+                    """DELETE FROM rows WHERE rowid IN (SELECT rowid FROM rows
+                    WHERE source = ? AND split = ? AND asked = ? AND answer = ? AND asked != ''
+                    ORDER BY place LIMIT -1 OFFSET ?)""",
+                    (source, split, asked, answer, kept),
+                )
 
     def slices(self) -> list[Slice]:
         """The shards: for each split first those of images, then those of volumes."""
@@ -194,12 +213,16 @@ def _payload(draft: Draft, source: Source, options: PlanOptions, number: int) ->
             options.salt, "scan", draft.identities[0] if draft.identities else f"{source.name}:{draft.images[0]}"
         )
     question = draft.question or open_question(draft.wording or draft.task, options.seed, record_id)
+    if isinstance(question, str):
+        question = f"{draft.context} {question}".strip()
     parts = (*(None for _ in draft.images), question) if isinstance(question, str) else question
     content = [{"type": "image" if part is None else "text", "text": part} for part in parts if part != ""]
     extra = dict(sorted(draft.extra.items()))
     return {
         "id": record_id,
-        "twin": digest(json.dumps([draft.question, draft.answer, draft.images, extra], default=str)).hex()[:16],
+        "twin": digest(json.dumps([draft.context, draft.question, draft.answer, draft.images, extra], default=str)).hex()[
+            :16
+        ],
         "references": list(draft.images),
         "messages": [
             {"role": "user", "content": content},

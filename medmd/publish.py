@@ -9,6 +9,7 @@ from typing import Any
 from .card import card
 from .croissant import croissant
 from .plots import draw_plots
+from .schema import DataError
 from .shards import add_hashes
 from .sources import find_source
 from .task import write_atomically
@@ -23,7 +24,12 @@ def write_documents(out: Path, manifest: Mapping[str, Any], report: Mapping[str,
         out: the dataset's folder.
         manifest: with `files` (name → rows, bytes, sha256, logical_sum) and `sources`; logical hash and versions are added.
         report: with `records`, `unreadable`, `dropped`, `statistics`.
+
+    Raises:
+        DataError: there is no record.
     """
+    if not manifest["files"]:
+        raise DataError(f"{out}: no record is left to write.")
     manifest = {
         **manifest,
         "records": sum(file["rows"] for file in manifest["files"].values()),

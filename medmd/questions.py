@@ -1,11 +1,11 @@
-"""Questions from labels: open ones, and yes/no ones of which as many are answered yes as no.
+"""Questions from labels: open ones, and yes/no ones.
 
 A "no" names something that the source knows to be absent: a finding with value 0, "normal" where the source knows of
 something abnormal, a modality, body part or plane other than the true one.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 
 from .prompts import NORMAL, choose, closed_question
 from .schema import ABSENT, PRESENT
@@ -30,49 +30,30 @@ CLASHES = (
 )
 
 
-class YesNoBalance:
-    """How often each value of one kind was asked with answer yes, and with answer no."""
+def ask(study: Study, seed: int) -> Iterator[Draft]:
+    """The drafts of a labelled study: diagnosis, and of the other attributes one in an open and one in a yes/no question.
 
-    def __init__(self) -> None:
-        self.total = 0  # yes minus no
-        self.surplus: Counter[str] = Counter()  # of each value: yes minus no
-
-    def count(self, value: str, answer: str) -> None:
-        step = 1 if answer == "yes" else -1
-        self.total += step
-        self.surplus[value] += step
-
-    def choose_wrong(self, values: Sequence[str], seed: int, key: str) -> str | None:
-        """The value that was asked "yes" most often more than "no"; by hash among equals; None where there are no values."""
-        if not values:
-            return None
-        most = max(self.surplus[value] for value in values)
-        return choose([value for value in values if self.surplus[value] == most], seed, "no", key)
+    Yes/no questions are candidates: `Plan.balance_yes_no` keeps as many with answer yes as with no for each value.
+    """
+    if "diagnosis" in study.ask:
+        yield from _ask_diagnosis(study, seed)
+    known = [kind for kind in study.ask if kind != "diagnosis" and getattr(study, kind) is not None]
+    if known:
+        kind = choose(known, seed, "open attribute", study.key)
+        yield _draft(study, kind, getattr(study, kind))
+        kind = choose(known, seed, "closed attribute", study.key)
+        yield _ask_attribute(study, kind, getattr(study, kind), seed)
 
 
-Balances = dict[str, YesNoBalance]
-
-
-def ask(study: Study, balances: Balances, seed: int) -> Iterator[Draft]:
-    """The drafts of a labelled study. `balances` belongs to one source and counts on."""
-    for kind in study.ask:
-        if kind == "diagnosis":
-            yield from _ask_diagnosis(study, balances.setdefault(kind, YesNoBalance()), seed)
-        elif (value := getattr(study, kind)) is not None:
-            yield _draft(study, kind, value)
-            yield from _ask_attribute(study, kind, value, balances.setdefault(kind, YesNoBalance()), seed)
-
-
-def _ask_attribute(study: Study, kind: str, value: str, balance: YesNoBalance, seed: int) -> Iterator[Draft]:
+def _ask_attribute(study: Study, kind: str, value: str, seed: int) -> Draft:
     excluded = {value}.union(*(clash for clash in CLASHES if value in clash))
-    wrong = balance.choose_wrong([other for other in VALUES[kind] if other not in excluded], seed, study.key)
-    if wrong is None or balance.total <= 0:
-        yield _closed(study, kind, value, "yes", balance, seed)
-    else:
-        yield _closed(study, kind, wrong, "no", balance, seed)
+    wrong = [other for other in VALUES[kind] if other not in excluded]
+    if not wrong or choose(("yes", "no"), seed, "answer", study.key) == "yes":
+        return _closed(study, kind, value, "yes", seed)
+    return _closed(study, kind, choose(wrong, seed, "no", study.key), "no", seed)
 
 
-def _ask_diagnosis(study: Study, balance: YesNoBalance, seed: int) -> Iterator[Draft]:
+def _ask_diagnosis(study: Study, seed: int) -> Iterator[Draft]:
     present = sorted(name for name, value in study.findings.items() if value == PRESENT)
     absent = sorted(name for name, value in study.findings.items() if value == ABSENT)
     if present:
@@ -80,17 +61,18 @@ def _ask_diagnosis(study: Study, balance: YesNoBalance, seed: int) -> Iterator[D
     elif study.normal:
         yield _draft(study, "diagnosis", NORMAL)
     right = present or ([NORMAL] if study.normal else [])
-    wrong = balance.choose_wrong(absent + ([NORMAL] if study.normal is False else []), seed, study.key)
-    if right and (wrong is not None or balance.total <= 0):
-        yield _closed(study, "diagnosis", choose(right, seed, "yes", study.key), "yes", balance, seed)
-    if wrong is not None and (right or balance.total > 0):
-        yield _closed(study, "diagnosis", wrong, "no", balance, seed)
+    if right:
+        yield _closed(study, "diagnosis", choose(right, seed, "yes", study.key), "yes", seed)
+    if study.normal is False and (not absent or choose(("normal", "finding"), seed, "ask", study.key) == "normal"):
+        yield _closed(study, "diagnosis", NORMAL, "no", seed)
+    elif absent:
+        yield _closed(study, "diagnosis", choose(absent, seed, "no", study.key), "no", seed)
 
 
-def _closed(study: Study, kind: str, value: str, answer: str, balance: YesNoBalance, seed: int) -> Draft:
-    balance.count(value, answer)
+def _closed(study: Study, kind: str, value: str, answer: str, seed: int) -> Draft:
     question = closed_question(kind, value, seed, f"{study.key}/{answer}")
-    return _draft(study, kind, answer, question, "closed", 1 if answer == "yes" else 2)
+    draft = _draft(study, kind, answer, question, "closed", 1 if answer == "yes" else 2)
+    return replace(draft, asked=f"{kind}: {value}")
 
 
 def _draft(study: Study, task: str, answer: str, question: str = "", answer_type: str = "open", number: int = 0) -> Draft:

@@ -18,6 +18,7 @@ class Draft:
         task: one of `schema.TASKS`.
         answer: what the assistant says.
         question: what the user says after the scans; or text and image marks (None) in order; empty: a wording is chosen.
+        context: what stands before the question, such as the patient's history.
         wording: the kind of `prompts.OPEN` to choose from, where it is not the task.
         number: tells rows of one key and task apart.
         answer_type, choices, modality, body_part, plane: as in `schema.Record`.
@@ -25,6 +26,7 @@ class Draft:
         patient: the source's id of the patient; hashed before it is stored.
         study: the source's id of the study; hashed before it is stored.
         split: the published split, None where there is none.
+        asked: what one of our yes/no questions asks for; of each, as many are answered yes as no.
         identities: names of the scans that other sources share (`medpix:synpic100`), so that a scan of one's test split
             leaves the others' training splits.
         extra: fields for `Record.extra`. Nothing of a patient.
@@ -35,6 +37,7 @@ class Draft:
     task: str
     answer: str
     question: str | tuple[str | None, ...] = ""
+    context: str = ""
     wording: str = ""
     number: int = 0
     answer_type: str = "open"
@@ -46,6 +49,7 @@ class Draft:
     patient: str | None = None
     study: str | None = None
     split: str | None = None
+    asked: str = ""
     identities: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 

@@ -5,7 +5,10 @@ from importlib import import_module
 from ..schema import DataError
 from ..source import Source
 
-MODULES = ("scan_table",)
+MODULES = (
+    *("pmc", "vqa", "medpix", "radiopaedia", "mimic", "vindr", "nih", "chexpert", "chest_sets", "chest_ct"),
+    *("radfm_tables", "demo_packs", "scan_table"),
+)
 
 
 def all_sources() -> dict[str, Source]:

@@ -31,8 +31,8 @@ def read(folder: Folder) -> Rows:
 
 
 def _draft(row: Mapping[str, Any], place: str) -> Draft:
-    named = row["image"] if isinstance(row["image"], list) else str(row["image"] or "").split(";")
-    images = tuple(str(image).strip() for image in named if str(image).strip())
+    names = row["image"] if isinstance(row["image"], list) else str(row["image"] or "").split(";")
+    images = tuple(name.strip() for name in names if name.strip())
     if not images:
         raise DataError(f"{place}: the column image is empty.")
     answer = str(row["answer"] if row["answer"] is not None else "").strip()
