@@ -5,7 +5,7 @@ interleave, the smallest set of keys that gives complete volumes separates them:
 keys, then pairs, then the order of acquisition. Volumes are listed by the order of their keys, the largest stack first.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -112,7 +112,7 @@ def choose_default(volumes: Sequence[Volume]) -> int:
     return min(order, key=lambda i: (not volumes[i].planes[0].is_magnitude, -len(volumes[i].planes), i))
 
 
-def matches(volume: Volume, wanted: dict[str, object]) -> bool:
+def matches(volume: Volume, wanted: Mapping[str, object]) -> bool:
     """Whether a volume has these values of these keys."""
     return all(any(_same_value(value, want) for value in volume.get_values(key)) for key, want in wanted.items())
 

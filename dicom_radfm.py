@@ -5,7 +5,7 @@ load_dicom       instances → series → planes → volumes → one `Scan`
 describe_series, describe_volumes   what there is to choose from
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -273,7 +273,7 @@ def _choose_volume(volumes: list[Volume], context: ReadContext) -> int:
     wanted = context.options.volume
     if wanted is None:
         return choose_default(volumes)
-    if isinstance(wanted, dict):
+    if isinstance(wanted, Mapping):
         fitting = [i for i, volume in enumerate(volumes) if matches(volume, wanted)]
         if not fitting:
             labels = "; ".join(f"{i} ({volume.label})" for i, volume in enumerate(volumes[:OTHERS_NAMED]))

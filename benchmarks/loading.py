@@ -26,7 +26,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, generate_uid
 
 from radfm.load_scan_radfm import load_scan
 
@@ -45,7 +45,9 @@ def make_slices(count: int, syntax: str) -> list[Dataset]:
     """A CT series: a real slice, enlarged, with noise; slices at 1.25 mm, under instance numbers without order."""
     original = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
     enlarged = original.pixel_array.repeat(SIDE // original.Rows, axis=0).repeat(SIDE // original.Columns, axis=1)
-    uid, rng, encoded, slices = generate_uid(), np.random.default_rng(0), [], []
+    uid, rng = generate_uid(), np.random.default_rng(0)
+    encoded: list[bytes] = []
+    slices: list[Dataset] = []
     for k in range(count):
         dataset = copy.deepcopy(original)
         dataset.Rows = dataset.Columns = SIDE
@@ -64,7 +66,7 @@ def make_slices(count: int, syntax: str) -> list[Dataset]:
         dataset.PixelData = encoded[k % len(encoded)]
         dataset["PixelData"].VR = "OW" if syntax == UNCOMPRESSED else "OB"
         dataset["PixelData"].is_undefined_length = syntax != UNCOMPRESSED
-        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
         slices.append(dataset)
     return slices
 
