@@ -34,6 +34,8 @@ DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 # JPEG, JPEG-LS, JPEG 2000 (4.x), RLE (5) and deflated frames (8.1): the syntaxes that hold a frame in an item each.
 ENCAPSULATED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.")
 READY = b"decoder\n"
+# Messages with these are about this program's arrays and not about the file.
+PYTHON_WORDS = ("reshape", "buffer", "object", "dtype", "broadcast", "argument", "index ", "plugins", "Error")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _explain(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or ["it is damaged"]
     if "plugins" in lines[0] or "dependencies" in lines[0]:
         lines = [line.strip(" \t") for line in lines[1:]] or ["no codec for it is installed"]
-    return lines[0][:160]
+    return "it is damaged" if any(word in lines[0] for word in PYTHON_WORDS) else lines[0][:160]
 
 
 def _decode(data: bytes, layout: PixelFormat) -> np.ndarray:

@@ -5,7 +5,8 @@ interleave, the smallest set of keys that gives complete volumes separates them:
 keys, then pairs, then the order of acquisition. Volumes are listed by the order of their keys, the largest stack first.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -451,7 +452,13 @@ def _label(volumes: list[Volume]) -> list[Volume]:
     informative = [name for name in names if name not in ("AcquisitionDateTime", "ContentTime", "InstanceNumber")]
     names = (informative or names)[:SHOWN_KEYS]
     one_grid = all(_same_grid(volumes[0].planes[0], volume.planes[0]) for volume in volumes)
-    return [Volume(volume.planes, _describe(volume, names, not one_grid)) for volume in volumes]
+    labels = [_describe(volume, names, not one_grid) for volume in volumes]
+    counts = Counter(labels)
+    for i, volume in enumerate(volumes):
+        number = min(plane.get_number("InstanceNumber") for plane in volume.planes)
+        if counts[labels[i]] > 1 and np.isfinite(number) and volume.planes[0].instance.frames == 1:
+            labels[i] = f"{labels[i]} from instance {number:g}".strip()
+    return [Volume(volume.planes, label) for volume, label in zip(volumes, labels, strict=True)]
 
 
 def _describe(volume: Volume, names: Sequence[str], with_grid: bool) -> str:

@@ -82,7 +82,9 @@ def test_diffusion_directions_of_one_b_value_are_volumes(tmp_path):
 
 
 def test_volumes_that_only_the_instance_number_tells_apart(tmp_path):
-    check_offsets(save(tmp_path / "fmri", repeated(3, lambda v, k: {})), [0, 10, 20])
+    source = save(tmp_path / "fmri", repeated(3, lambda v, k: {}))
+    check_offsets(source, [0, 10, 20])
+    assert [line.split("from instance ")[1].split(" ")[0] for line in list_volumes(source)] == ["1", "7", "13"]
 
 
 def test_volumes_whose_instance_numbers_run_through_the_volumes_first(tmp_path):
