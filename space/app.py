@@ -113,11 +113,13 @@ def build(callbacks: Callbacks) -> gr.Blocks:
         seen = [notice, drop, panel, viewer, downloads]
         asked = [chat, question, send, stop, downloads]
 
-        blocks.load(callbacks.open, None, [card, *seen], **reading)
-        drop.upload(callbacks.show, drop, seen, **reading)
+        opened = blocks.load(callbacks.open, None, [card, *seen], **reading)
+        dropped = drop.upload(callbacks.show, drop, seen, **reading)
         panel.select(callbacks.select, None, [panel, viewer, downloads], **drawing)
         viewer.flat(callbacks.flat, None, viewer, **drawing)
-        viewer.choose(callbacks.choose, None, seen, **reading)
+        chosen = viewer.choose(callbacks.choose, None, seen, **reading)
+        for read in (opened, dropped, chosen):
+            read.then(callbacks.ask_waiting, None, asked, **asking)
         gr.on([question.submit, send.click], callbacks.ask, question, asked, **asking)
         for button in buttons:
             fill = button.click(tasks.get, button, question, queue=False, **private)

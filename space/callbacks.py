@@ -166,6 +166,11 @@ class Callbacks:
         try:
             session = self.session(request)
             turns = session.turns
+            if session.reading:
+                session.waiting = question[: limits.QUESTION_CHARACTERS]
+                waiting = Turn([], [], [], session.waiting, "The scan is still being read; then this is asked.")
+                yield markup.conversation([*turns, waiting]), "", KEEP, KEEP, KEEP
+                return
             if not session.scans:
                 raise AnswerError(NO_SCAN)
             for turn in session.ask(question, self.model):
@@ -181,6 +186,16 @@ class Callbacks:
             return
         if not session.closed:
             yield markup.conversation(session.turns), "", *idle, self.downloads(session)
+
+    def ask_waiting(self, request: gr.Request) -> Iterator[Outputs]:
+        """The question that had to wait for a scan → as `ask`."""
+        try:
+            session = self.session(request)
+        except AnswerError:
+            yield KEEP, KEEP, KEEP, KEEP, KEEP
+            return
+        question, session.waiting = session.waiting, ""
+        yield from self.ask(question, request)
 
     def stop(self, request: gr.Request) -> None:
         """End the answer that is being given."""

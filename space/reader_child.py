@@ -109,7 +109,7 @@ def _read(job: dict[str, Any], code: ModelCode) -> Iterator[dict[str, Any]]:
                 yield {"scan": {"name": name, "folder": str(folder), "about": about}, "complete": False}
             choices = {
                 "series_choices": _series_choices(code.reader, files),
-                "volume_choices": _volume_choices(code.reader, files),
+                "volume_choices": _volume_choices(code.reader, files, job.get("series")),
             }
             yield {"scan": {"name": name, "folder": str(folder), "about": {**about, **choices}}, "complete": True}
         except code.reader.ScanError as error:
@@ -164,18 +164,18 @@ def _series_choices(reader: Any, files: list[Path]) -> list[dict[str, str]]:
     return [{"value": uid, "label": label} for uid, label in lines] if len(lines) > 1 else []
 
 
-def _volume_choices(reader: Any, files: list[Path]) -> list[dict[str, Any]]:
+def _volume_choices(reader: Any, files: list[Path], series: str | None) -> list[dict[str, Any]]:
     """The volumes or frames that `load_scan(volume=…)` chooses from; empty where there is one alone.
 
-    Readers that list them have `list_volumes`; with older ones there is no choice.
+    A model's repository from before `list_volumes` offers no choice.
     """
     if len(files) > 1 or not hasattr(reader, "list_volumes"):
         return []
     try:
-        volumes = reader.list_volumes(str(files[0]))
+        volumes = reader.list_volumes(str(files[0]), series=series, max_bytes=limits.READ_UNPACKED)
     except reader.ScanError:
         return []
-    return [{"value": i, "label": str(volume)} for i, volume in enumerate(volumes)] if len(volumes) > 1 else []
+    return [{"value": i, "label": label} for i, label in enumerate(volumes)] if len(volumes) > 1 else []
 
 
 def _draw(job: dict[str, Any], code: ModelCode) -> Iterator[dict[str, Any]]:

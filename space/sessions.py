@@ -60,7 +60,8 @@ class Turn:
 class Session:
     """A visitor's scans and conversation.
 
-    Scans are numbered from 1: `[1]` in a question is the place of scan 1. `current` is the one that is looked at.
+    Scans are numbered from 1: `[1]` in a question is the place of scan 1. `current` is the one that is looked at. While
+    `reading` files, a question is kept in `waiting` and asked afterwards.
     """
 
     folder: Path
@@ -70,6 +71,8 @@ class Session:
     reads: list[Read] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     current: int = 0
+    reading: int = 0
+    waiting: str = ""
     closed: bool = False
     used: float = field(default_factory=time.monotonic)
 
@@ -100,14 +103,17 @@ class Session:
         yield from self._hold(self.store.read_again(before, choice), replace)
 
     def _hold(self, reading: Iterator[Read], place: Callable[[list[StoredScan]], None]) -> Iterator[Read]:
-        read = None
-        for read in reading:
-            if read not in self.reads:
-                self.reads.append(read)
-            place(read.scans)
-            yield read
-        if self.closed:
-            self.close()
+        self.reading += 1
+        try:
+            for read in reading:
+                if read not in self.reads:
+                    self.reads.append(read)
+                place(read.scans)
+                yield read
+        finally:
+            self.reading -= 1
+            if self.closed:
+                self.close()
 
     def _add(self, scans: list[StoredScan]) -> None:
         for scan in scans:

@@ -97,6 +97,18 @@ def test_a_scan_that_is_still_read_is_not_asked_about(session):
         next(session.ask("And [2]?", Echo()))
 
 
+def test_reading_is_over_when_it_ended_badly(session):
+    class Broken:
+        def read(self, files):
+            raise AnswerError("The disk is full.")
+            yield
+
+    session.store = Broken()
+    with pytest.raises(AnswerError):
+        list(session.read([]))
+    assert session.reading == 0
+
+
 def test_a_refused_question_is_not_shown_to_the_model(session):
     session.tasks = Tasks({"topics": {"modality": {"words": ["modality"]}}}, [])
     *_, turn = session.ask("Who is it?", None)
