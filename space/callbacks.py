@@ -135,15 +135,17 @@ class Callbacks:
     def select(self, event: gr.EventData, request: gr.Request) -> Outputs:
         """Another scan of the panel → series panel, viewer, downloads."""
         session = self.session(request)
-        if _is_index(number := getattr(event, "number", None), len(session.scans)):
-            session.current = number
-            return self.look(session)
-        return KEEP, KEEP, KEEP
+        number = _number(event, session)
+        if number is None:
+            return KEEP, KEEP, KEEP
+        session.current = number
+        return self.look(session)
 
     def flat(self, event: gr.EventData, request: gr.Request) -> Any:
         """Slices for a browser without WebGL2 → viewer."""
         session = self.session(request)
-        if not _is_index(number := getattr(event, "number", None), len(session.scans)):
+        number = _number(event, session)
+        if number is None:
             return KEEP
         session.current = number
         scan = session.scans[number - 1]
@@ -296,14 +298,16 @@ def _visitor(request: gr.Request) -> str:
     return f"{secret}/{request.session_hash}"
 
 
-def _is_index(number: Any, count: int) -> bool:
-    return isinstance(number, int) and 1 <= number <= count
+def _number(event: gr.EventData, session: Session) -> int | None:
+    """The scan that an event of the browser names; None where there is no such scan."""
+    number = getattr(event, "number", None)
+    return number if isinstance(number, int) and 1 <= number <= len(session.scans) else None
 
 
 def _choice(event: gr.EventData, session: Session) -> tuple[int, dict[str, Any]]:
     """The scan and what is chosen of it. Raises `AnswerError` where neither was offered."""
-    number, series, volume = (getattr(event, name, None) for name in ("number", "series", "volume"))
-    if not _is_index(number, len(session.scans)):
+    number, series, volume = _number(event, session), getattr(event, "series", None), getattr(event, "volume", None)
+    if number is None:
         raise AnswerError("There is no such scan.")
     about = session.scans[number - 1].about
     if series is not None and series in [choice["value"] for choice in about["series_choices"]]:

@@ -23,8 +23,10 @@ def address(file: Path) -> str:
 HEAD = "".join(f'<script src="{address(STATIC / name)}"></script>' for name in SCRIPTS)
 
 TITLE = """
+<div class="title">
 <h1>RadFM</h1>
 <p>Show it a scan and ask. <strong>For research; no medical device, not for diagnosis.</strong></p>
+</div>
 """
 
 # (keys, what they do) for the dialog that `?` opens.
@@ -99,7 +101,7 @@ VIEWER = f"""
 </section>
 """
 VIEWER_JS = "radfmViewer(element, props, trigger, watch); // 'flat' 'choose'"
-PANEL_JS = "radfmPanel(element, trigger); // 'select'"
+PANEL_JS = "radfmPanel(element, trigger); radfmNameDropZone(); // 'select'"
 # The bin deletes scans and conversation, so it asks. The function runs before the event; an exception keeps it from running.
 CONFIRM_JS = "() => { if (!confirm('Delete your scans and the conversation?')) throw new Error('kept'); }"
 

@@ -10,3 +10,16 @@ window.radfmPanel = (element, trigger) => {
     box.focus();
   });
 };
+
+// Gradio names the drop zone for screen readers with other words than it shows, so that speaking the shown ones hits nothing.
+window.radfmNameDropZone = () => {
+  const drop = document.querySelector("#drop");
+  const name = () => {
+    for (const zone of drop.querySelectorAll(".upload-container")) {
+      const shown = zone.innerText.replace(/\s+/g, " ").trim();
+      if (zone.getAttribute("aria-label") !== shown) zone.setAttribute("aria-label", shown);
+    }
+  };
+  new MutationObserver(name).observe(drop, { childList: true, subtree: true, attributes: true });
+  name();
+};

@@ -62,7 +62,9 @@ def serious(page) -> list[str]:
     """What axe-core calls serious on the page."""
     page.add_script_tag(path=str(AXE))
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then((result) => result.violations)")
-    return [f"{v['id']}: {n['target']} {n['failureSummary']}" for v in found if v["impact"] in SERIOUS for n in v["nodes"]]
+    return [
+        f"{v['id']}: {n['html'][:200]} {n['failureSummary']}" for v in found if v["impact"] in SERIOUS for n in v["nodes"]
+    ]
 
 
 @pytest.mark.parametrize("screen", SCREENS)
