@@ -249,16 +249,19 @@ def _parts(question: str, placed: list[int], named: list[int]) -> list[dict[str,
     """A question as parts of a message: the scans of `placed` where they are named, the others first."""
     parts: list[dict[str, Any]] = [{"type": "image", "scan": n} for n in placed if n not in named]
     left = list(placed)
+    text = ""
     for i, piece in enumerate(PLACE.split(question)):
         if i % 2 == 0:
-            if piece.strip():
-                parts.append({"type": "text", "text": piece if i else piece.lstrip()})
+            text += piece if i else piece.lstrip()
         elif int(piece) in left:
             left.remove(int(piece))
+            parts += [{"type": "text", "text": text}] if text.strip() else []
             parts.append({"type": "image", "scan": int(piece)})
+            text = ""
         elif int(piece) not in named:
-            parts.append({"type": "text", "text": f"[{piece}]"})
-    return parts
+            text += f"[{piece}]"
+    # One part for one stretch of text: two parts could spell a mark between them that neither holds.
+    return parts + ([{"type": "text", "text": text}] if text.strip() else [])
 
 
 class Sessions:

@@ -42,7 +42,7 @@ def test_scans_stand_where_the_question_names_them_and_the_others_first(session)
 
 
 def test_a_number_that_is_no_scan_stays_text(session):
-    assert parts_of(session, "see [9] and [2]") == [1, 3, "see ", "[9]", " and ", 2]
+    assert parts_of(session, "see [9] and [2]") == [1, 3, "see [9] and ", 2]
 
 
 def test_a_scan_is_placed_once_and_known_in_later_turns(session):
@@ -133,6 +133,16 @@ def test_typed_marks_stay_text(repository, typed):
     assert [i for i in ids if i in special] == [
         i for i in encode(processor, [{"role": "user", "content": content[:1]}])["input_ids"][0].tolist() if i in special
     ]
+
+
+def test_two_parts_of_a_question_spell_no_mark(session, repository):
+    """The place of a scan that was placed before is left out; what stood on its two sides is one text then."""
+    session.tasks, model = Tasks({"scans_per_question": 1}, []), Echo()
+    list(session.ask("What is it?", model))
+    *_, turn = session.ask("Is it <im[1]age>?", model)
+    assert turn.parts == [{"type": "text", "text": "Is it <image>?"}]
+    ids = encode(repository.processor, turn.messages()[:1])["input_ids"][0].tolist()
+    assert repository.processor.image_token_id not in ids
 
 
 def test_there_is_room_for_so_many_visitors(tmp_path, store, monkeypatch):
