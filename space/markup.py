@@ -206,15 +206,15 @@ def downloads(files: Sequence[tuple[str, Path]]) -> str:
 
 
 def conversation(turns: Sequence["Turn"]) -> list[dict[str, str]]:
-    """Turns as the chat shows them. The chat renders plain text, so nothing in it is Markdown or HTML."""
+    """Turns as the chat shows them. It renders no Markdown, but tags: they are escaped, so that all of it is text."""
     messages = []
     for turn in turns:
-        messages.append({"role": "user", "content": turn.shown})
+        messages.append({"role": "user", "content": html.escape(turn.shown, quote=False)})
         lines = [turn.answer or "…"]
         if turn.p_yes is not None:
             lines.append(f"yes {turn.p_yes:.0%} · no {1 - turn.p_yes:.0%}: how the model weighs the two; not calibrated")
         lines += [turn.note] if turn.note else []
-        messages.append({"role": "assistant", "content": "\n".join(lines)})
+        messages.append({"role": "assistant", "content": html.escape("\n".join(lines), quote=False)})
     return messages
 
 

@@ -43,8 +43,9 @@ def prepare(scan: Any, folder: Path, to_view: Any, image_processor: Any) -> Iter
     }
     if not small:
         yield about
-    viewer.write_nifti(scan, folder / "scan.nii.gz", viewer.FULL_VOXELS)
-    np.save(folder / "voxels.npy", viewer.compact(scan.voxels))
+    compact = replace(scan, voxels=viewer.compact(scan.voxels))
+    viewer.write_nifti(compact, folder / "scan.nii.gz", viewer.FULL_VOXELS)
+    np.save(folder / "voxels.npy", compact.voxels)
     np.save(folder / "pixel_values.npy", image_processor([scan])["pixel_values"][0].numpy())
     yield about
 

@@ -71,6 +71,8 @@ def write_nifti(scan: Any, file: Path, max_voxels: int) -> bool:
 
 def compact(voxels: np.ndarray) -> np.ndarray:
     """The same grey values as int16 where they are whole numbers that fit, else as float32."""
+    if voxels.dtype == np.int16:
+        return voxels
     low, high = float(voxels.min()), float(voxels.max())
     # Slice by slice: comparing a whole volume at once would need its size again several times.
     whole = low >= -32768 and high <= 32767 and all(bool((s == np.rint(s)).all()) for s in np.moveaxis(voxels, -1, 0))
@@ -88,7 +90,9 @@ def windows(scan: Any) -> list[dict[str, Any]]:
         return []
     lowest, highest = float(scan.voxels.min()), float(scan.voxels.max())
     in_file = [(f"From file{f' {i + 1}' if i else ''}", *window) for i, window in enumerate(scan.windows[:3])]
-    low, high = np.percentile(scan.voxels[:, ::2, ::2], (0.5, 99.5))
+    # Two million voxels tell the percentiles as well as all of them, in a hundredth of the time.
+    step = max(round((scan.voxels.size / 2_000_000) ** (1 / 3)), 1)
+    low, high = np.percentile(scan.voxels[:, ::step, ::step, ::step], (0.5, 99.5))
     automatic = [("Automatic", float(low), float(high))] if high > low else []
     if scan.modality == "CT":
         named = in_file + [(name, *window) for name, window in CT_WINDOWS.items()]

@@ -95,5 +95,5 @@ class Visitor:
 
     def close(self) -> None:
         """Leave; nothing may have gone wrong."""
-        assert self.wrong == []
         self.page.context.close()
+        assert not self.wrong, self.wrong
