@@ -12,49 +12,39 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Gradio reads where to keep uploads, and whether to phone home, when it is imported.
+# Gradio reads where to keep uploads, and whether to report usage, when it is imported.
 WORK = Path(tempfile.mkdtemp(prefix="radfm-space-"))
 os.environ["GRADIO_TEMP_DIR"] = str(WORK / "uploads")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 atexit.register(shutil.rmtree, WORK, ignore_errors=True)
 
 import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
+import http_guard  # noqa: E402
+import limits  # noqa: E402
 import markup  # noqa: E402
-from callbacks import Space  # noqa: E402
-from examples import EXAMPLES  # noqa: E402
+from callbacks import Callbacks  # noqa: E402
+from examples import EXAMPLES, slug  # noqa: E402
 
 HERE = Path(__file__).parent
 MODEL = os.environ.get("RADFM_MODEL", str(HERE.parent))
-UPLOAD_BYTES = int(os.environ.get("RADFM_UPLOAD_BYTES", str(1 << 30)))
-WAITING = int(os.environ.get("RADFM_QUEUE", "64"))
-# An upload is read at once; its file goes with the next sweep after so many seconds.
-UPLOAD_SECONDS, SWEEP_SECONDS = 120, 15
-
-TASKS = {
-    "Modality": "Which imaging modality is this?",
-    "Diagnosis": "Is this scan abnormal? Answer yes or no.",
-    "VQA": "Which body part is shown?",
-    "Report": "Describe this scan.",
-    "Rationale": "What is the diagnosis?",
-}
+THUMBNAILS = markup.STATIC / "examples"
 
 
-def build(space: Space) -> gr.Blocks:
+def build(callbacks: Callbacks) -> gr.Blocks:
     """The page and its API."""
+    tasks = callbacks.tasks.questions()
     with gr.Blocks(title="RadFM", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(markup.TITLE, elem_id="title", padding=False)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=6, min_width=340):
-                drop = gr.File(
-                    file_count="multiple",
-                    label="Drop DICOM files, a zipped series, NIfTI or pictures",
-                    elem_id="drop",
-                    height=72,
-                )
-                with gr.Row(elem_id="examples"):
-                    examples = [gr.Button(label, size="sm", min_width=100) for label in EXAMPLES]
-                notice = gr.HTML(elem_id="notice")
+        card = gr.HTML(elem_id="card", apply_default_css=False)
+        with gr.Row(elem_id="examples"):
+            examples = [
+                gr.Button(label, size="sm", min_width=150, icon=str(THUMBNAILS / f"{slug(label)}.png")) for label in EXAMPLES
+            ]
+        gr.HTML(markup.example_sources(EXAMPLES), elem_id="sources")
+        with gr.Row(equal_height=False, elem_id="main"):
+            with gr.Column(scale=6, min_width=340, elem_id="left"):
                 viewer = gr.HTML(
                     None,
                     html_template=markup.VIEWER,
@@ -63,16 +53,24 @@ def build(space: Space) -> gr.Blocks:
                     elem_id="viewer",
                     apply_default_css=False,
                 )
-                with gr.Accordion("About this scan", open=False):
-                    facts = gr.HTML("No scan yet.", elem_id="facts", apply_default_css=False)
-            with gr.Column(scale=5, min_width=340):
-                chips = gr.HTML(js_on_load=markup.CHIPS_JS, head=markup.HEAD, elem_id="chips", apply_default_css=False)
+            with gr.Column(scale=5, min_width=340, elem_id="right"):
+                drop = gr.File(
+                    file_count="multiple",
+                    label="Drop DICOM files, a zipped series, NIfTI or images",
+                    elem_id="drop",
+                    height=72,
+                )
+                notice = gr.HTML(elem_id="notice")
+                panel = gr.HTML(js_on_load=markup.PANEL_JS, head=markup.HEAD, elem_id="panel", apply_default_css=False)
                 chat = gr.Chatbot(
                     label="Conversation",
                     elem_id="chat",
-                    height=420,
+                    height=320,
                     buttons=[],
-                    placeholder="Ask anything about your scans, or take one of the tasks below.",
+                    render_markdown=False,
+                    latex_delimiters=[],
+                    feedback_options=None,
+                    placeholder="Ask about your scan, or take one of the tasks below.",
                 )
                 with gr.Row(elem_id="asking"):
                     question = gr.Textbox(
@@ -81,14 +79,14 @@ def build(space: Space) -> gr.Blocks:
                         placeholder="Ask about your scans",
                         elem_id="question",
                         container=False,
+                        max_length=limits.QUESTION_CHARACTERS,
                         scale=6,
                         min_width=100,
                     )
                     send = gr.Button("Ask", variant="primary", scale=1, min_width=72, elem_id="send")
                     stop = gr.Button("Stop", interactive=False, scale=1, min_width=72, elem_id="stop")
                 with gr.Row(elem_id="tasks"):
-                    tasks = [gr.Button(name, size="sm", min_width=80) for name in TASKS]
-                with gr.Row():
+                    buttons = [gr.Button(label, size="sm", min_width=80) for label in tasks]
                     where = gr.Button("Where the model looked", size="sm", elem_id="where")
                     restart = gr.Button("New conversation", size="sm", elem_id="restart")
                 downloads = gr.HTML(elem_id="downloads")
@@ -97,39 +95,49 @@ def build(space: Space) -> gr.Blocks:
         files = gr.File(label="Scans", file_count="multiple", visible=False)
         scan = gr.File(label="Scan", visible=False)
         text = gr.Textbox(label="Question", visible=False)
-        answer, in_words = gr.JSON(visible=False), gr.Textbox(label="Answer", visible=False)
-        asked: dict[str, Any] = {"concurrency_id": "api", "concurrency_limit": 4}
+        answer, as_text = gr.JSON(visible=False), gr.Textbox(label="Answer", visible=False)
+        # One queue for whoever wants an answer, page and API, first come, first served.
+        model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         # Undocumented, because what is documented is an MCP tool as well, and Gradio's has no working lists of files.
-        many = gr.Button(visible=False)
-        many.click(space.answer, [files, text], answer, api_name="ask", api_visibility="undocumented", **asked)
-        gr.Button(visible=False).click(space.ask_about_scan, [scan, text], in_words, api_name="ask_about_scan", **asked)
+        gr.Button(visible=False).click(
+            callbacks.answer, [files, text], answer, api_name="ask", api_visibility="undocumented", **model
+        )
+        gr.Button(visible=False).click(callbacks.ask_about_scan, [scan, text], as_text, api_name="ask_about_scan", **model)
 
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        asking: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, **private}
-        reading: dict[str, Any] = {"concurrency_id": "reading", "concurrency_limit": 4, **private}
-        seen = [notice, drop, chips, viewer, facts, downloads]
-        said = [chat, question, send, stop, downloads]
+        # Gradio writes the position in the queue over the component that shows progress.
+        asking: dict[str, Any] = {**model, **private, "show_progress": "minimal", "show_progress_on": chat}
+        reading: dict[str, Any] = {"concurrency_id": "reading", "concurrency_limit": 1, **private}
+        reading |= {"show_progress": "minimal", "show_progress_on": notice}
+        drawing: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 4, **private}
+        seen = [notice, drop, panel, viewer, downloads]
+        asked = [chat, question, send, stop, downloads]
 
-        drop.upload(space.show, drop, seen, **reading)
-        chips.select(space.select, None, [chips, viewer, facts, downloads], **reading)
-        viewer.flat(space.flat, None, viewer, **reading)
-        gr.on([question.submit, send.click], space.ask, question, said, **asking)
-        for button in tasks:
-            button.click(TASKS.get, button, question, queue=False, **private).then(space.ask, question, said, **asking)
+        opened = blocks.load(callbacks.open, None, [card, *seen], **reading)
+        dropped = drop.upload(callbacks.show, drop, seen, **reading)
+        panel.select(callbacks.select, None, [panel, viewer, downloads], **drawing)
+        viewer.flat(callbacks.flat, None, viewer, **drawing)
+        chosen = viewer.choose(callbacks.choose, None, seen, **reading)
+        for read in (opened, dropped, chosen):
+            read.then(callbacks.ask_waiting, None, asked, **asking)
+        gr.on([question.submit, send.click], callbacks.ask, question, asked, **asking)
+        for button in buttons:
+            fill = button.click(tasks.get, button, question, queue=False, **private)
+            fill.then(callbacks.ask, question, asked, **asking)
         for button in examples:
-            shown = button.click(space.example, button, [*seen, question], **reading)
-            shown.then(space.ask, question, said, **asking)
-        stop.click(space.stop, None, None, queue=False, **private)
-        where.click(space.where, None, [viewer, downloads, notice], **asking)
-        gr.on([restart.click, chat.clear], space.restart, None, [*seen, chat], **reading)
-        blocks.unload(space.leave)
+            shown = button.click(callbacks.example, button, [*seen, question], **reading)
+            shown.then(callbacks.ask, question, asked, **asking)
+        stop.click(callbacks.stop, None, None, queue=False, **private)
+        where.click(callbacks.where, None, [viewer, downloads, notice], **asking)
+        gr.on([restart.click, chat.clear], callbacks.restart, None, [*seen, chat], js=markup.CONFIRM_JS, **drawing)
+        blocks.unload(callbacks.leave)
     return blocks
 
 
-def _sweep(space: Space) -> None:
+def _sweep(callbacks: Callbacks) -> None:
     while True:
-        time.sleep(SWEEP_SECONDS)
-        space.sweep(UPLOAD_SECONDS)
+        time.sleep(limits.SWEEP_SECONDS)
+        callbacks.sweep()
 
 
 def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> tuple[gr.Blocks, str]:
@@ -137,22 +145,25 @@ def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> 
     if wait:
         # Stopped by the machine, it still deletes what it holds.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    http_guard.keep_values_out_of_the_log()
     gr.set_static_paths([markup.STATIC])
-    space = Space(model_id, WORK)
-    threading.Thread(target=_sweep, args=(space,), daemon=True).start()
+    callbacks = Callbacks(model_id, WORK)
+    atexit.register(callbacks.close)
+    threading.Thread(target=_sweep, args=(callbacks,), daemon=True).start()
     if find_spec("spaces") is not None:
-        # Where GPUs are lent, the functions that want one must be known before the page opens.
-        _ = space.answers
-    blocks = build(space)
-    blocks.queue(max_size=WAITING)
+        # On ZeroGPU the functions that want a GPU must be known before the page opens.
+        _ = callbacks.model
+    blocks = build(callbacks)
+    blocks.queue(max_size=limits.QUEUE)
     has_mcp = find_spec("mcp") is not None
     _, address, _ = blocks.launch(
         server_port=port,
         share=False,
         prevent_thread_lock=True,
         quiet=True,
-        max_file_size=UPLOAD_BYTES,
-        allowed_paths=[str(WORK / "sessions")],
+        max_file_size=limits.UPLOAD_BYTES,
+        allowed_paths=[str(WORK / "sessions"), str(WORK / "scans")],
+        app_kwargs={"middleware": [Middleware(http_guard.RequestGuard, work=WORK)]},
         mcp_server=has_mcp,
         ssr_mode=False,
         theme=gr.themes.Default(

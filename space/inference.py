@@ -1,10 +1,8 @@
-"""The model behind the Space: loaded once, through transformers' Auto classes alone; scans are encoded once."""
+"""The model behind the Space: loaded once, through transformers' Auto classes alone."""
 
 import logging
 import math
 import sys
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -13,23 +11,22 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForImageTextToText,
-    AutoProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
 )
-from transformers.utils import logging as progress
+from transformers.utils import logging as transformers_logging
 
-from remote_code import AnswerError, Repository, with_its_code
+from remote_code import AnswerError, Repository, context_length, encode, retry_parser_race
 
-# Hugging Face lends a GPU to functions that are marked so; elsewhere there is nothing to mark.
+# The decorator with which a ZeroGPU Space borrows a GPU for one call; a no-op elsewhere.
 on_gpu: Callable = import_module("spaces").GPU if find_spec("spaces") else lambda function: function
 
 NEW_TOKENS = 256
-ENCODED_SCANS = 64
 SECONDS_A_TOKEN = 120.0
 logger = logging.getLogger(__name__)
 
@@ -37,104 +34,79 @@ Message = dict[str, Any]
 
 
 @contextmanager
-def told_in_a_sentence() -> Iterator[None]:
+def out_of_memory_as_answer_error() -> Iterator[None]:
     """Running out of memory becomes an `AnswerError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # A GPU's lack of memory has a class of its own, a CPU's only its words.
+        # On a GPU this has a class of its own, on a CPU only the message tells.
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
             raise AnswerError("The model ran out of memory on this: try fewer or smaller scans.") from error
         raise
 
 
-class Answers:
-    """A model, and the image tokens of the scans that it was asked about last."""
+class Model:
+    """A model and its processor. Everything but loading raises `AnswerError` where the model could not be loaded."""
 
     def __init__(self, repository: Repository):
-        """Load the model. Whatever went wrong with that, `loaded` says it."""
-        self._features: OrderedDict[str, tuple[float, torch.Tensor]] = OrderedDict()
+        """Load the model; a failure is kept and raised by `loaded`."""
         self._turn = Lock()
         self._repository = repository
         self._failure: Exception | None = None
         try:
-            self._loaded = with_its_code(lambda: self._load(repository.model_id))
+            self._loaded = retry_parser_race(self._load)
         except Exception as error:
             logger.warning("%s cannot be loaded: %s", repository.model_id, error)
             self._failure = error
 
-    def _load(self, model_id: str) -> tuple[Any, Any]:
+    def _load(self) -> tuple[Any, Any]:
         if not sys.stderr.isatty():
-            progress.disable_progress_bar()
+            transformers_logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float32 if device == "cpu" else "auto"
-        processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
-        model = AutoModelForImageTextToText.from_pretrained(model_id, trust_remote_code=True, dtype=dtype)
+        processor = self._repository.processor
+        model = AutoModelForImageTextToText.from_pretrained(
+            self._repository.model_id, revision=self._repository.revision, trust_remote_code=True, dtype=dtype
+        )
         return model.eval().to(device), processor
 
     @property
     def loaded(self) -> tuple[Any, Any]:
-        """Model and processor. Raises `AnswerError` where they cannot be had."""
+        """Model and processor."""
         if isinstance(self._failure, torch.OutOfMemoryError):
             raise AnswerError(f"The model {self._repository.model_id} does not fit into this machine's memory.")
         if self._failure is not None:
             raise AnswerError(self._repository.missing)
         return self._loaded
 
-    def features(self, scans: Sequence[tuple[str, Callable[[], Any]]]) -> list[torch.Tensor]:
-        """The image tokens of scans, given as (content's hash, how to load it); only what is new is encoded."""
-        found = []
-        for key, load in scans:
-            _, feature = self._features.pop(key, (0.0, None))
-            if feature is None:
-                with told_in_a_sentence():
-                    feature = self._encode(self.pixel_values(load()))
-            self._features[key] = time.monotonic(), feature
-            found.append(feature)
-        while len(self._features) > ENCODED_SCANS:
-            self._features.popitem(last=False)
-        return found
+    def num_parameters(self) -> int:
+        """How many parameters the model has."""
+        return sum(parameter.numel() for parameter in self.loaded[0].parameters())
 
-    def knows(self, key: str) -> bool:
-        """Whether a scan's image tokens are at hand."""
-        return key in self._features
+    def image_tokens(self, pixel_values: Path) -> torch.Tensor:
+        """The image tokens (tokens, width) of the `pixel_values` in a file."""
+        with out_of_memory_as_answer_error():
+            return self._encode(_load_pixels(pixel_values))
 
-    def forget(self, seconds: float) -> None:
-        """Drop the image tokens of scans that nobody asked about for so long."""
-        for key, (used, _) in list(self._features.items()):
-            if time.monotonic() - used > seconds:
-                self._features.pop(key, None)
+    def attention(self, pixel_values: Path) -> np.ndarray:
+        """The Perceiver's attention over the patches of the `pixel_values` in a file: (rows, columns, depths)."""
+        with out_of_memory_as_answer_error():
+            return self._attend(_load_pixels(pixel_values)).numpy()
 
-    def pixel_values(self, scan: Any) -> torch.Tensor:
-        """What the model sees of a scan: (C, H, W, D)."""
-        return self.loaded[1].image_processor([scan])["pixel_values"][0]
-
-    def stream(self, messages: list[Message], features: list[torch.Tensor], stop: Path) -> Iterator[str]:
+    def stream(self, messages: list[Message], features: Sequence[torch.Tensor], stop: Path) -> Iterator[str]:
         """The answer so far, again and again, until it is complete or the file `stop` exists."""
-        with told_in_a_sentence():
-            yield from self._speak(messages, features, stop)
+        with out_of_memory_as_answer_error():
+            yield from self._generate(messages, features, stop)
 
-    def yes(self, messages: list[Message], features: list[torch.Tensor]) -> float:
-        """Of the answers "yes" and "no", the probability that the model gives to "yes"."""
-        with told_in_a_sentence():
-            return self._yes(messages, features)
-
-    def attention(self, scan: Any) -> torch.Tensor:
-        """The Perceiver's attention over a scan's patches: (rows, columns, depths)."""
-        with told_in_a_sentence():
-            return self._attend(self.pixel_values(scan))
+    def p_yes(self, messages: list[Message], features: Sequence[torch.Tensor]) -> float:
+        """P("yes") / (P("yes") + P("no")), as the model weighs the two answers."""
+        with out_of_memory_as_answer_error():
+            return self._p_yes(messages, features)
 
     def _inputs(self, messages: list[Message]) -> Any:
         model, processor = self.loaded
-        inputs = processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"images_encoded": True},
-        )
-        longest = getattr(model.config.text_config, "max_position_embeddings", sys.maxsize)
+        inputs = encode(processor, messages)
+        longest = context_length(model)
         if inputs["input_ids"].shape[1] + NEW_TOKENS > longest:
             raise AnswerError(f"The conversation is longer than the model's {longest} tokens: start a new one.")
         return inputs.to(model.device)
@@ -147,19 +119,20 @@ class Answers:
             return model.get_image_features([pixel_values.to(model.device)]).pooler_output[0].cpu()
 
     @on_gpu
+    @torch.inference_mode()
     def _attend(self, pixel_values: torch.Tensor) -> torch.Tensor:
         model = self.loaded[0]
         with self._turn:
             return model.image_attention([pixel_values.to(model.device)])[0].float().cpu()
 
     @on_gpu
-    def _speak(self, messages: list[Message], features: list[torch.Tensor], stop: Path) -> Iterator[str]:
+    def _generate(self, messages: list[Message], features: Sequence[torch.Tensor], stop: Path) -> Iterator[str]:
         model, processor = self.loaded
         inputs = self._inputs(messages)
         streamer = TextIteratorStreamer(
             processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=SECONDS_A_TOKEN
         )
-        failed: list[BaseException] = []
+        failed: list[Exception] = []
 
         def generate() -> None:
             try:
@@ -170,7 +143,7 @@ class Answers:
                         max_new_tokens=NEW_TOKENS,
                         do_sample=False,
                         streamer=streamer,
-                        stopping_criteria=StoppingCriteriaList([Stopped(stop)]),
+                        stopping_criteria=StoppingCriteriaList([StopOnFile(stop)]),
                     )
             except Exception as error:
                 failed.append(error)
@@ -179,8 +152,8 @@ class Answers:
         thread = Thread(target=generate, daemon=True)
         thread.start()
         answer = ""
-        for words in streamer:
-            answer += words
+        for piece in streamer:
+            answer += piece
             yield answer.strip()
         thread.join()
         if failed:
@@ -188,25 +161,28 @@ class Answers:
 
     @on_gpu
     @torch.inference_mode()
-    def _yes(self, messages: list[Message], features: list[torch.Tensor]) -> float:
+    def _p_yes(self, messages: list[Message], features: Sequence[torch.Tensor]) -> float:
         with self._turn:
-            yes, no = (self._likelihood(messages, features, answer) for answer in ("yes", "no"))
+            yes, no = (self._log_probability(messages, features, answer) for answer in ("yes", "no"))
         return 1 / (1 + math.exp(no - yes))
 
-    def _likelihood(self, messages: list[Message], features: list[torch.Tensor], answer: str) -> float:
-        """The logarithm of an answer's probability."""
+    def _log_probability(self, messages: list[Message], features: Sequence[torch.Tensor], answer: str) -> float:
         model = self.loaded[0]
-        asked = self._inputs(messages)["input_ids"]
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        both = self._inputs([*messages, said])["input_ids"]
-        shared = int((both[0, : asked.shape[1]] == asked[0]).cumprod(0).sum())
-        features = [feature.to(model.device) for feature in features]
-        logits = model(input_ids=both, image_features=features or None).logits[0, shared - 1 : -1]
-        return float(logits.float().log_softmax(-1).gather(-1, both[0, shared:, None]).sum())
+        prompt_ids = self._inputs(messages)["input_ids"]
+        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        input_ids = self._inputs([*messages, reply])["input_ids"]
+        shared = int((input_ids[0, : prompt_ids.shape[1]] == prompt_ids[0]).cumprod(0).sum())
+        image_features = [feature.to(model.device) for feature in features] or None
+        logits = model(input_ids=input_ids, image_features=image_features).logits[0, shared - 1 : -1]
+        return float(logits.float().log_softmax(-1).gather(-1, input_ids[0, shared:, None]).sum())
 
 
-class Stopped(StoppingCriteria):
-    """Ends an answer when a file is there, or its folder is not. A file, because a lent GPU works in another process."""
+def _load_pixels(file: Path) -> torch.Tensor:
+    return torch.from_numpy(np.load(file))
+
+
+class StopOnFile(StoppingCriteria):
+    """Ends an answer when a file is there or its folder is gone. A file, because a lent GPU works in another process."""
 
     def __init__(self, file: Path):
         self.file = file

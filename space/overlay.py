@@ -1,44 +1,47 @@
-"""Where the model looked, laid over the scan: the Perceiver's attention, one value a patch, on the scan's own voxels."""
+"""Where the model looked: the Perceiver's attention on the patch grid, placed in the patient's coordinates."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 
-from viewer import affine_of
+# Each patch is written as so many voxels along each axis: viewers interpolate between voxels, which then blurs the edges of
+# patches alone and makes up no detail between their middles.
+REPEAT = 6
 
 
-def on_the_scan(attention: np.ndarray, scan: Any, image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Attention over patches → attention over a scan's voxels.
+def place_on_patches(attention: np.ndarray, view: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Attention over patches → values and affine of the grid on which they lie.
 
-    Each voxel gets the value of the patch that it fell into; nothing is smoothed, so that the overlay shows no more detail
-    than there is. 1 is the mean of the patches that hold a part of the scan, and 0 what the model was not shown.
+    1 is the mean of the patches that hold a part of the scan. Patches of padding alone are left out.
 
     Args:
         attention: (rows, columns, depths), one value a patch.
-        scan: the scan as it was read.
-        image_processor: what made `pixel_values` of it.
+        view: `prepare.model_view` of the scan.
 
     Returns:
-        Values (height, width, depth) as float32, and the affine that they lie on: the scan's, as `affine_of` has it.
+        Values (rows, columns, depths) · `REPEAT` as float32, and their affine (4, 4): index → mm in RAS+.
     """
-    placed = replace(scan, affine=affine_of(scan), spacing=scan.spacing if scan.affine is not None else None)
-    view = placed if image_processor.preset == "published" else image_processor.orient_and_crop(placed)
-    view = view if scan.affine is not None else replace(view, spacing=scan.spacing)
-    resampled = _size(view, image_processor)
-    shown = _shown(resampled, image_processor)
-    index = [
-        _patch_of_voxels(n, size, to, patches)
-        for n, size, to, patches in zip(view.voxels.shape[1:], resampled, shown, attention.shape, strict=True)
-    ]
-    inside = [np.unique(axis[axis >= 0]) for axis in index]
-    mean = float(attention[np.ix_(*inside)].mean())
-    values = attention[np.ix_(*[axis.clip(0) for axis in index])] / max(mean, 1e-12)
-    for axis, of_axis in enumerate(index):
-        values[(slice(None),) * axis + (of_axis < 0,)] = 0
-    return _unhung(values.astype(np.float32), view.affine, placed), placed.affine
+    scale, offset, kept = [], [], []
+    sizes = zip(view["shape"], view["resampled"], view["shown"], attention.shape, strict=True)
+    for voxels, resampled, shown, patches in sizes:
+        before = (shown - resampled) // 2
+        patch = shown / patches
+        edges = np.arange(patches + 1) * patch - before
+        inside = np.flatnonzero((edges[1:] > 0) & (edges[:-1] < resampled))
+        kept.append(inside)
+        # A voxel's index counts from its middle, an edge from the border of the first voxel: hence the halves.
+        step = patch / REPEAT * voxels / resampled
+        scale.append(step)
+        offset.append(edges[inside[0]] * voxels / resampled + step / 2 - 0.5)
+    values = attention[np.ix_(*kept)].astype(np.float32)
+    values /= max(float(values.mean()), 1e-12)
+    for axis in range(3):
+        values = values.repeat(REPEAT, axis)
+    to_view = np.diag([*scale, 1.0])
+    to_view[:3, 3] = offset
+    return values, np.asarray(view["affine"]) @ to_view
 
 
 def write(values: np.ndarray, affine: np.ndarray, file: Path) -> None:
@@ -47,38 +50,3 @@ def write(values: np.ndarray, affine: np.ndarray, file: Path) -> None:
     image.header["cal_min"], image.header["cal_max"] = 1, max(2, values.max())
     image.header.set_xyzt_units("mm")
     nibabel.save(image, file)
-
-
-def _size(view: Any, image_processor: Any) -> tuple[int, ...]:
-    """What the view was resampled to, before it was cut or padded."""
-    if image_processor.preset == "published":
-        side = image_processor.image_size
-        return side, side, image_processor.target_depth(view.voxels.shape[-1])
-    return image_processor.target_size(view)
-
-
-def _shown(resampled: tuple[int, ...], image_processor: Any) -> tuple[int, ...]:
-    """Height, width and depth of `pixel_values`."""
-    return image_processor.image_size, image_processor.image_size, image_processor.target_depth(resampled[2])
-
-
-def _patch_of_voxels(n: int, resampled: int, shown: int, patches: int) -> np.ndarray:
-    """For each of `n` voxels along an axis the patch that its middle fell into; -1 where it was cut away."""
-    before = (shown - resampled) // 2
-    place = (np.arange(n) + 0.5) * resampled / n + before
-    patch = np.floor(place * patches / shown).astype(int)
-    return np.where((place < 0) | (place >= shown), -1, patch)
-
-
-def _unhung(values: np.ndarray, affine: np.ndarray, scan: Any) -> np.ndarray:
-    """Values on a view of a scan → values on the scan's voxels: axes swapped and flipped back, what was cut away 0."""
-    to_scan = np.linalg.inv(scan.affine) @ affine
-    axes = [int(np.abs(to_scan[:3, axis]).argmax()) for axis in range(3)]
-    whole = np.zeros(scan.voxels.shape[1:], dtype=values.dtype)
-    target = []
-    for scan_axis in range(3):
-        view_axis = axes.index(scan_axis)
-        step = round(to_scan[scan_axis, view_axis])
-        target.append(round(to_scan[scan_axis, 3]) + step * np.arange(values.shape[view_axis]))
-    whole[np.ix_(*target)] = values.transpose([axes.index(scan_axis) for scan_axis in range(3)])
-    return whole

@@ -1,4 +1,4 @@
-"""What one visitor has shown and said, kept in one folder that goes when the visitor does."""
+"""What one visitor has shown and asked, with a folder of its own for what can be downloaded."""
 
 import json
 import re
@@ -6,46 +6,73 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reader_process import Reader, Stored, read
+import limits
+from remote_code import AnswerError
+from scan_store import Read, ScanStore, StoredScan
+from tasks import Tasks
 
 if TYPE_CHECKING:
-    from inference import Answers, Message
+    from inference import Message, Model
 
-CHIP = re.compile(r"\[(\d+)\]")
-MARKS = re.compile(r"</?image>|<image_token>")
-IDLE_SECONDS = 3600.0
+PLACE = re.compile(r"\[(\d{1,3})\]")
 
 
 @dataclass
 class Turn:
-    """A question as it was shown, and its answer; `yes` is the probability of "yes" against "no" where it was either."""
+    """A question, the scans that it placed, and its answer.
 
-    question: str
+    Args:
+        parts: the message's content: {"type": "text", "text"} and {"type": "image", "scan": number}.
+        scans: the scans of the image parts, in their order.
+        about: the scans that question and answer are about, also those that an earlier turn placed.
+        shown: the question as the conversation shows it.
+        note: how far the answer can be trusted.
+        p_yes: probability of "yes" against "no" where the answer is either.
+        refused: whether `answer` says why the model was not asked.
+    """
+
+    parts: list[dict[str, Any]]
+    scans: list[StoredScan]
+    about: list[StoredScan]
+    shown: str
     answer: str = ""
-    yes: float | None = None
+    note: str = ""
+    p_yes: float | None = None
     seconds: float = 0.0
+    refused: bool = False
+
+    def messages(self) -> list["Message"]:
+        """The turn as the chat template takes it: the question, and the answer where there is one."""
+        content = [{key: value for key, value in part.items() if key != "scan"} for part in self.parts]
+        question = {"role": "user", "content": content}
+        if not self.answer:
+            return [question]
+        return [question, {"role": "assistant", "content": [{"type": "text", "text": self.answer}]}]
 
 
 @dataclass
 class Session:
     """A visitor's scans and conversation.
 
-    Scans are numbered from 1; `[1]` in a question is the place of scan 1, and `current` is the one that is looked at.
+    Scans are numbered from 1: `[1]` in a question is the place of scan 1. `current` is the one that is looked at. While
+    `reading` files, a question is kept in `waiting` and asked afterwards.
     """
 
     folder: Path
-    scans: list[Stored] = field(default_factory=list)
-    messages: list["Message"] = field(default_factory=list)
+    store: ScanStore
+    tasks: Tasks
+    scans: list[StoredScan] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    asked_about: list[Stored] = field(default_factory=list)
     current: int = 0
+    reading: int = 0
+    waiting: str = ""
     closed: bool = False
     used: float = field(default_factory=time.monotonic)
 
@@ -57,75 +84,132 @@ class Session:
         """The file that ends the answer which is being given."""
         return self.folder / "stop"
 
-    def read(self, files: Iterable[Path], reader: Reader) -> list[str]:
-        """Read files into scans; a sentence for each that is none."""
-        drop = self.folder / secrets.token_hex(4)
-        drop.mkdir()
-        links, gone = [], []
-        for number, file in enumerate(files):
-            link = drop / file.name
-            if link.exists():
-                link = drop / f"{number}-{file.name}"
-            try:
-                _link(file, link)
-                links.append(link)
-            except FileNotFoundError:
-                gone.append(f"{file.name}: had to wait too long to be read; drop it again.")
-        scans, refused = read(links, drop / "scans", reader)
-        for link in links:
-            link.unlink(missing_ok=True)
-        self.scans += scans
-        if self.closed:
-            self.close()
-        return gone + refused
+    def read(self, files: list[Path]) -> Iterator[Read]:
+        """Read files into scans; they are added as soon as they can be seen. Raises `AnswerError`."""
+        if sum(read.bytes for read in self.reads) > limits.SESSION_BYTES:
+            raise AnswerError(f"Your scans take more than {limits.SESSION_BYTES / 1e9:.0f} GB: start a new conversation.")
+        yield from self._hold(self.store.read(files), self._add)
 
-    def ask(self, question: str, answers: "Answers", scan_class: type) -> Iterator[Turn]:
-        """The turn with more and more of its answer."""
+    def choose(self, number: int, choice: dict[str, Any]) -> Iterator[Read]:
+        """Read another series or volume of scan `number` in its place. Raises `AnswerError`."""
+        before = self.scans[number - 1]
+
+        def replace(scans: list[StoredScan]) -> None:
+            if scans:
+                kept = {key: before.about[key] for key in ("series_choices", "volume_choices")}
+                scans[0].about = {**kept, **{k: v for k, v in scans[0].about.items() if v}, "chosen": choice}
+                self.scans[number - 1] = scans[0]
+
+        yield from self._hold(self.store.read_again(before, choice), replace)
+
+    def _hold(self, reading: Iterator[Read], place: Callable[[list[StoredScan]], None]) -> Iterator[Read]:
+        self.reading += 1
+        try:
+            for read in reading:
+                if read not in self.reads:
+                    self.reads.append(read)
+                place(read.scans)
+                yield read
+        finally:
+            self.reading -= 1
+            if self.closed:
+                self.close()
+
+    def _add(self, scans: list[StoredScan]) -> None:
+        for scan in scans:
+            if scan not in self.scans:
+                if len(self.scans) == limits.SESSION_SCANS:
+                    raise AnswerError(f"A conversation holds {limits.SESSION_SCANS} scans at most: start a new one.")
+                self.scans.append(scan)
+                self.current = len(self.scans)
+
+    def drop_incomplete(self) -> None:
+        """Forget scans whose reading failed after they had been shown."""
+        self.scans = [scan for scan in self.scans if scan.complete]
+        self.current = min(self.current, len(self.scans))
+
+    def ask(self, question: str, model: "Model") -> Iterator[Turn]:
+        """The turn with more and more of its answer. Raises `AnswerError`."""
         start = time.monotonic()
         self.stop.unlink(missing_ok=True)
-        content, placed = self._content(MARKS.sub("", question))
-        turn = Turn(" ".join(self._shown(part) for part in content))
+        turn = self._turn(question)
         yield turn
-        asked_about = self.asked_about + placed
-        message = {"role": "user", "content": [{k: v for k, v in part.items() if k != "scan"} for part in content]}
-        messages = [*self.messages, message]
-        features = answers.features([(scan.about["key"], partial(scan.load, scan_class)) for scan in asked_about])
-        for turn.answer in answers.stream(messages, features, self.stop):
-            yield turn
-        if turn.answer.lower().strip(". ") in ("yes", "no"):
-            turn.yes = answers.yes(messages, features)
+        refusal = self.tasks.refusal(question, turn.about)
+        if refusal:
+            turn.answer, turn.refused = refusal, True
+        else:
+            yield from self._answer(turn, question, model)
         turn.seconds = time.monotonic() - start
-        said = {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]}
-        self.messages, self.asked_about = [*messages, said], asked_about
         self.turns.append(turn)
         yield turn
 
-    def _content(self, question: str) -> tuple[list[dict[str, Any]], list[Stored]]:
-        """A question as parts of a message, scans in their places: those never asked about and not placed come first."""
-        named = [int(number) for number in CHIP.findall(question) if 1 <= int(number) <= len(self.scans)]
-        first = [i for i, scan in enumerate(self.scans, 1) if scan not in self.asked_about and i not in named]
-        parts: list[dict[str, Any]] = [{"type": "image", "scan": number} for number in first]
-        for i, piece in enumerate(CHIP.split(question)):
-            is_place = i % 2 == 1 and int(piece) in named
-            if is_place:
-                parts.append({"type": "image", "scan": int(piece)})
-            elif i % 2 == 1:
-                parts.append({"type": "text", "text": f"[{piece}]"})
-            elif piece.strip():
-                parts.append({"type": "text", "text": piece if i else piece.lstrip()})
-        return parts, [self.scans[part["scan"] - 1] for part in parts if part["type"] == "image"]
+    def _answer(self, turn: Turn, question: str, model: "Model") -> Iterator[Turn]:
+        history = self._history(turn)
+        messages = [message for earlier in history for message in earlier.messages()] + turn.messages()
+        features = []
+        for scan in [scan for each in [*history, turn] for scan in each.scans]:
+            if scan.image_tokens is None:
+                scan.image_tokens = model.image_tokens(scan.folder / "pixel_values.npy")
+            features.append(scan.image_tokens)
+        for answer in model.stream(messages, features, self.stop):
+            turn.answer = answer
+            yield turn
+        if withheld := self.tasks.withheld(turn.answer, turn.about):
+            turn.answer, turn.refused = withheld, True
+            return
+        if turn.answer.lower().strip(". ") in ("yes", "no"):
+            turn.p_yes = model.p_yes(messages, features)
+        turn.note = self.tasks.note(question, turn.answer, turn.about)
 
-    def _shown(self, part: dict[str, Any]) -> str:
-        if part["type"] == "text":
-            return part["text"].strip()
-        return f"`{part['scan']} · {self.scans[part['scan'] - 1].name.replace('`', '')}`"
+    def _history(self, turn: Turn) -> list[Turn]:
+        """The earlier turns that the model is shown: all, or those about the same scan where it takes one at a time."""
+        answered = [earlier for earlier in self.turns if not earlier.refused]
+        if self.tasks.scans_per_question != 1:
+            return answered
+        return [earlier for earlier in answered if earlier.about == turn.about]
+
+    def _turn(self, question: str) -> Turn:
+        """A question as message parts. Raises `AnswerError` where it is too long or names too many scans."""
+        if len(question) > limits.QUESTION_CHARACTERS:
+            raise AnswerError(f"The question is longer than {limits.QUESTION_CHARACTERS:,} characters: shorten it.")
+        if len(self.turns) >= limits.SESSION_TURNS:
+            raise AnswerError(f"A conversation holds {limits.SESSION_TURNS} questions at most: start a new one.")
+        named = [n for n in map(int, PLACE.findall(question)) if 1 <= n <= len(self.scans)]
+        if len(named) > limits.QUESTION_PLACES:
+            raise AnswerError(f"The question names scans {len(named)} times; {limits.QUESTION_PLACES} is the most.")
+        if any(not self.scans[n - 1].complete for n in [*named, self.current] if n):
+            raise AnswerError("The scan is still being read: ask again in a moment.")
+        if self.tasks.scans_per_question == 1:
+            about = [self.scans[n - 1] for n in dict.fromkeys(named or [self.current])]
+            asked = [scan for earlier in self.turns if not earlier.refused for scan in earlier.scans]
+            placed = [n for n in dict.fromkeys(named or [self.current]) if self.scans[n - 1] not in asked]
+        else:
+            asked = [scan for earlier in self.turns for scan in earlier.scans]
+            waiting = [n for n, scan in enumerate(self.scans, 1) if scan not in asked and n not in named]
+            placed = waiting + named
+            about = [self.scans[n - 1] for n in dict.fromkeys(placed)] or list(dict.fromkeys(asked))
+        parts = _parts(question, placed, named)
+        scans = [self.scans[part["scan"] - 1] for part in parts if part["type"] == "image"]
+        return Turn(parts, scans, about, self._shown(question, about, named))
+
+    def _shown(self, question: str, about: list[StoredScan], named: list[int]) -> str:
+        """The question with the titles of the scans that it is about and does not name itself."""
+        text = PLACE.sub(lambda place: f"[{place[1]} · {self._title(int(place[1]))}]", question.strip())
+        numbers = [self.scans.index(scan) + 1 for scan in about]
+        before = [f"[{n} · {self._title(n)}]" for n in numbers if n not in named]
+        return " ".join([*before, text])
+
+    def _title(self, number: int) -> str:
+        return self.scans[number - 1].title if 1 <= number <= len(self.scans) else "no such scan"
 
     def downloads(self, model_id: str) -> list[tuple[str, Path]]:
-        """What can be taken along, written anew: the conversation, and the overlay of the scan that is looked at."""
+        """What can be downloaded, written anew: the conversation, and the overlay of the current scan."""
         files = []
         if self.turns:
             markdown, as_json = self._save(model_id)
             files = [("conversation (Markdown)", markdown), ("conversation (JSON)", as_json)]
+        if not self.scans:
+            return files
         overlay = self.scans[self.current - 1].folder / "overlay.nii.gz"
         return [*files, ("overlay (NIfTI)", overlay)] if overlay.exists() else files
 
@@ -137,41 +221,68 @@ class Session:
             "",
         ]
         for turn in self.turns:
-            share = "" if turn.yes is None else f" (yes {turn.yes:.0%}, no {1 - turn.yes:.0%})"
-            lines += [f"**Question.** {turn.question}", "", f"**Answer.** {turn.answer}{share}", ""]
+            share = "" if turn.p_yes is None else f" (yes {turn.p_yes:.0%}, no {1 - turn.p_yes:.0%}, not calibrated)"
+            lines += [f"**Question.** {turn.shown}", "", f"**Answer.** {turn.answer}{share}", ""]
+            lines += [f"*{turn.note}*", ""] if turn.note else []
         markdown, as_json = self.folder / "conversation.md", self.folder / "conversation.json"
-        markdown.write_text("\n".join(lines))
-        turns = [
-            {"question": turn.question, "answer": turn.answer, "yes": turn.yes, "seconds": round(turn.seconds, 2)}
-            for turn in self.turns
-        ]
-        scans = [described(scan) for scan in self.scans]
-        content = {"model": Path(model_id).name, "scans": scans, "turns": turns}
-        as_json.write_text(json.dumps(content, ensure_ascii=False, indent=1))
+        markdown.write_text("\n".join(lines), encoding="utf-8")
+        content = {
+            "model": Path(model_id).name,
+            "scans": [describe(scan) for scan in self.scans],
+            "turns": [
+                {"question": t.shown, "answer": t.answer, "p_yes": t.p_yes, "note": t.note, "seconds": round(t.seconds, 2)}
+                for t in self.turns
+            ],
+        }
+        as_json.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         return markdown, as_json
 
     def close(self) -> None:
-        """Delete everything that came of this visitor."""
+        """Delete the folder and let go of the scans."""
         self.closed = True
+        while self.reads:
+            self.store.release(self.reads.pop())
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _parts(question: str, placed: list[int], named: list[int]) -> list[dict[str, Any]]:
+    """A question as parts of a message: the scans of `placed` where they are named, the others first."""
+    parts: list[dict[str, Any]] = [{"type": "image", "scan": n} for n in placed if n not in named]
+    left = list(placed)
+    text = ""
+    for i, piece in enumerate(PLACE.split(question)):
+        if i % 2 == 0:
+            text += piece if i else piece.lstrip()
+        elif int(piece) in left:
+            left.remove(int(piece))
+            parts += [{"type": "text", "text": text}] if text.strip() else []
+            parts.append({"type": "image", "scan": int(piece)})
+            text = ""
+        elif int(piece) not in named:
+            text += f"[{piece}]"
+    # One part for one stretch of text: two parts could spell a mark between them that neither holds.
+    return parts + ([{"type": "text", "text": text}] if text.strip() else [])
 
 
 class Sessions:
     """The visitors who are here; their folders lie in `sessions`, what the browser sent in `uploads`."""
 
-    def __init__(self, work: Path):
+    def __init__(self, work: Path, store: ScanStore, tasks: Callable[[], Tasks]):
         self.folder, self.uploads = work / "sessions", work / "uploads"
+        self._store, self._tasks = store, tasks
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
     def new(self) -> Session:
         """A session that nobody else knows of."""
-        return Session(self.folder / secrets.token_urlsafe(16))
+        return Session(self.folder / secrets.token_urlsafe(16), self._store, self._tasks())
 
-    def of(self, visitor: str) -> Session:
-        """A visitor's session."""
+    def get(self, visitor: str) -> Session:
+        """The session of a visitor, new where there is none. Raises `AnswerError` where there are too many."""
         with self._lock:
             if visitor not in self._sessions:
+                if len(self._sessions) >= limits.SESSIONS:
+                    raise AnswerError("This Space has as many visitors as it can serve. Try again later.")
                 self._sessions[visitor] = self.new()
             session = self._sessions[visitor]
             session.used = time.monotonic()
@@ -185,27 +296,25 @@ class Sessions:
             session.close()
 
     def sweep(self, upload_seconds: float) -> None:
-        """Delete uploads older than so many seconds, broken off or not, and forget visitors unheard of for an hour."""
+        """Delete uploads older than so many seconds, complete or not, and forget visitors who have been idle too long."""
         for file in self.uploads.rglob("*"):
             with suppress(FileNotFoundError):
                 if file.is_file() and time.time() - file.stat().st_mtime > upload_seconds:
                     file.unlink()
+        now = time.monotonic()
         with self._lock:
-            idle = [name for name, session in self._sessions.items() if time.monotonic() - session.used > IDLE_SECONDS]
+            idle = [name for name, one in self._sessions.items() if now - one.used > limits.SESSION_IDLE_SECONDS]
         for visitor in idle:
             self.end(visitor)
 
 
-def described(scan: Stored) -> dict[str, Any]:
-    """What JSON tells of a scan. Not under "path", which Gradio's client would take for a file to fetch."""
+def describe(scan: StoredScan) -> dict[str, Any]:
+    """A scan in JSON. Not under "path", which Gradio's client would take for a file to fetch."""
     about = scan.about
-    return {"name": scan.name, "modality": about["modality"], "shape": about["shape"], "spacing": about["spacing"]}
-
-
-def _link(file: Path, link: Path) -> None:
-    try:
-        link.hardlink_to(file)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copy(file, link)
+    return {
+        "name": scan.name,
+        "series": about["series"],
+        "modality": about["modality"],
+        "shape": about["shape"],
+        "spacing": about["spacing"],
+    }

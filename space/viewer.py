@@ -1,5 +1,9 @@
-"""Scans as the browser shows them: NIfTI for NiiVue, pictures of slices without it, and what may be told of a scan."""
+"""Scans as the browser shows them: NIfTI for NiiVue, PNG slices without WebGL2, thumbnails, windows and letters.
 
+Everything here runs in the child process that reads scans (`reader_child.py`).
+"""
+
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -7,123 +11,196 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-# Low and high end in HU of the windows that CT is read with.
+from modalities import MODALITIES
+
+# Low and high end in HU of the windows that CT is read with, as in the image processor, with the field's names for them.
 CT_WINDOWS = {
     "Soft tissue": (-160, 240),
     "Lung": (-1350, 150),
     "Bone": (-500, 1300),
     "Brain": (0, 80),
     "Liver": (-45, 105),
+    "Mediastinum": (-125, 225),
 }
-# More voxels than this are thinned out in plane before they travel to the browser.
-MOST_VOXELS = 160_000_000
-MOST_SLICES, SLICE_PIXELS = 96, 512
+PLANES = ("sagittal", "coronal", "axial")
+LETTERS = ("LR", "PA", "IS")
+# An axis gets a second letter where it runs along another patient axis by more than 20°.
+OBLIQUE_SINE = 0.342
+# A volume with more voxels than this is thinned out in plane for the browser: 512 × 512 × 380 is sent whole.
+FULL_VOXELS = 100_000_000
+# What is sent first: a second on a slow line.
+COARSE_VOXELS = 2_000_000
+SLICES, SLICE_PIXELS, THUMBNAIL_PIXELS = 96, 512, 96
+# A window that shows more than this share of the middle slice as pure white or black is no window to open with.
+CLIPPED_SHARE = 0.9
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
 def affine_of(scan: Any) -> np.ndarray:
-    """A scan's affine; where it has none, one that shows its rows downwards and its columns to the right."""
+    """The affine of a scan (4, 4), mm in RAS+; without one, an affine that shows rows downwards and columns to the right."""
     if scan.affine is not None:
         return np.asarray(scan.affine, dtype=float)
     rows, columns, slices = scan.spacing or (1.0, 1.0, 1.0)
     return np.array([[0, -columns, 0, 0], [-rows, 0, 0, 0], [0, 0, slices, 0], [0, 0, 0, 1.0]])
 
 
-def write_nifti(scan: Any, file: Path) -> None:
-    """A scan on its affine, in as few bytes as its grey values allow."""
-    affine = affine_of(scan)
-    voxels = scan.voxels
-    step = 1
-    while voxels[0].size / step**2 > MOST_VOXELS:
-        step += 1
-    if step > 1:
-        voxels = voxels[:, ::step, ::step]
-        affine = affine @ np.diag([step, step, 1.0, 1.0])
+def write_nifti(scan: Any, file: Path, max_voxels: int) -> bool:
+    """Write a scan as NIfTI with at most `max_voxels` voxels in the smallest exact type; whether all voxels are in it.
+
+    Slices are kept and every n-th row and column is taken. Where that alone would leave less than 64 rows, slices are
+    thinned out as well.
+    """
+    steps = [1, 1, 1]
+    while np.prod([-(-n // step) for n, step in zip(scan.voxels.shape[1:], steps, strict=True)]) > max_voxels:
+        in_plane = min(scan.voxels.shape[1], scan.voxels.shape[2]) // steps[0]
+        if in_plane > 64 or scan.voxels.shape[3] // steps[2] < 2:
+            steps[0] = steps[1] = steps[0] + 1
+        else:
+            steps[2] += 1
+    voxels = scan.voxels[:, :: steps[0], :: steps[1], :: steps[2]]
+    affine = affine_of(scan) @ np.diag([*steps, 1.0])
     if len(voxels) == 3:
         data = np.ascontiguousarray(np.moveaxis(voxels, 0, -1).clip(0, 255).astype(np.uint8)).view(RGB)[..., 0]
     else:
-        data = _compact(voxels[0])
+        data = compact(voxels[0])
     image = nibabel.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
     nibabel.save(image, file)
+    return steps == [1, 1, 1]
 
 
-def _compact(voxels: np.ndarray) -> np.ndarray:
-    """Whole numbers in 16 bits where the grey values are whole numbers that fit."""
+def compact(voxels: np.ndarray) -> np.ndarray:
+    """The same grey values as int16 where they are whole numbers that fit, else as float32."""
+    if voxels.dtype == np.int16:
+        return voxels
     low, high = float(voxels.min()), float(voxels.max())
-    if low >= -32768 and high <= 32767 and bool((voxels == np.rint(voxels)).all()):
-        return np.asarray(voxels, dtype=np.int16)
-    return np.asarray(voxels, dtype=np.float32)
+    # Slice by slice: comparing a whole volume at once would need its size again several times.
+    whole = low >= -32768 and high <= 32767 and all(bool((s == np.rint(s)).all()) for s in np.moveaxis(voxels, -1, 0))
+    return np.asarray(voxels, dtype=np.int16 if whole else np.float32)
 
 
 def windows(scan: Any) -> list[dict[str, Any]]:
-    """Grey windows to choose from, the one to start with first: {"name", "low", "high"}."""
+    """Grey windows to choose from as {"name", "low", "high"}; the first is the one to open with.
+
+    CT opens with the window in the file, or soft tissue. MR and PET open with the percentiles 0.5 and 99.5: their files
+    often have one window a slice, which fits no other slice. Others open with the window in the file. A window that shows
+    the middle slice all white or all black is never the first. Colour has no window.
+    """
     if len(scan.voxels) == 3:
         return []
     lowest, highest = float(scan.voxels.min()), float(scan.voxels.max())
-    own = [(f"From file{f' {i + 1}' if i else ''}", low, high) for i, (low, high) in enumerate(scan.windows[:3])]
+    in_file = [(f"From file{f' {i + 1}' if i else ''}", *window) for i, window in enumerate(scan.windows[:3])]
+    # Two million voxels tell the percentiles as well as all of them, in a hundredth of the time.
+    step = max(round((scan.voxels.size / 2_000_000) ** (1 / 3)), 1)
+    low, high = np.percentile(scan.voxels[:, ::step, ::step, ::step], (0.5, 99.5))
+    automatic = [("Automatic", float(low), float(high))] if high > low else []
     if scan.modality == "CT":
-        named = own + [(name, low, high) for name, (low, high) in CT_WINDOWS.items()]
+        named = in_file + [(name, *window) for name, window in CT_WINDOWS.items()]
+    elif scan.modality in ("MR", "PT"):
+        named = automatic + in_file
     else:
-        low, high = np.percentile(scan.voxels[:, ::2, ::2], (0.5, 99.5))
-        named = [*own, ("Automatic", float(low), float(high))] if high > low else own
+        named = in_file + automatic
     named.append(("Full range", lowest, highest if highest > lowest else lowest + 1))
-    return [{"name": name, "low": low, "high": high} for name, low, high in named]
+    middle = scan.voxels[0, :, :, scan.voxels.shape[-1] // 2]
+    good = [window for window in named if window[2] > window[1] and _is_visible(middle, window[1], window[2])]
+    first = (good or named[-1:])[0]
+    return [{"name": n, "low": lo, "high": hi} for n, lo, hi in [first, *(w for w in named if w != first)]]
+
+
+def _is_visible(image: np.ndarray, low: float, high: float) -> bool:
+    return max(float((image >= high).mean()), float((image <= low).mean())) < CLIPPED_SHARE
 
 
 def plane(scan: Any) -> str:
-    """The plane in which a scan was acquired: axial, coronal or sagittal; axial where nothing is known of it.
+    """The plane in which the slices of a scan in radiological view lie; "axial" where it has no affine."""
+    if scan.affine is None:
+        return "axial"
+    return PLANES[int(np.abs(np.asarray(scan.affine)[:3, 2]).argmax())]
 
-    Args:
-        scan: hung, so that its last axis is the one of acquisition.
+
+def letters(scan: Any) -> dict[str, dict[str, str]]:
+    """For each plane the letters at the edges of its slices: {"axial": {"top", "bottom", "left", "right"}, …}.
+
+    The patient's right is on the left of axial and coronal slices, the front on the left of sagittal ones. Two letters where
+    an axis is oblique by more than 20°. Empty where the scan has no affine.
     """
-    return scan.plane() or "axial"
+    if scan.affine is None:
+        return {}
+    columns = np.asarray(scan.affine, dtype=float)[:3, :3]
+    cosines = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-9)
+    axes = max(permutations(range(3)), key=lambda order: sum(abs(cosines[axis, i]) for i, axis in enumerate(order)))
+    # The voxel axis closest to each patient axis, turned to point along it.
+    right, front, head = (cosines[:, axes.index(a)] * np.sign(cosines[a, axes.index(a)]) for a in range(3))
+    edges = {"axial": (front, right), "coronal": (head, right), "sagittal": (head, front)}
+    return {
+        name: {"top": _letter(up), "bottom": _letter(-up), "left": _letter(left), "right": _letter(-left)}
+        for name, (up, left) in edges.items()
+    }
 
 
-def letters(scan: Any) -> dict[str, str]:
-    """Letters at the edges of a hung scan's slices: {"top", "bottom", "left", "right"}; empty without an affine."""
-    return scan.edge_letters()
+def _letter(direction: np.ndarray) -> str:
+    strongest = np.argsort(-np.abs(direction))
+    named = [axis for i, axis in enumerate(strongest) if i == 0 or abs(direction[axis]) > OBLIQUE_SINE]
+    return "".join(LETTERS[axis][int(direction[axis] > 0)] for axis in named)
+
+
+def _grey(slice_: np.ndarray, low: float, high: float) -> Image.Image:
+    """A slice (channels, rows, columns) as an 8-bit image."""
+    grey = (np.clip((slice_ - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(grey[0] if len(grey) == 1 else np.ascontiguousarray(np.moveaxis(grey, 0, -1)))
+
+
+def _drawn_size(scan: Any, pixels: int) -> tuple[int, int]:
+    """Width and height of a slice at its true proportions, the longer side of `pixels`."""
+    _, height, width, _ = scan.voxels.shape
+    mm = scan.spacing or (1.0, 1.0, 1.0)
+    scale = pixels / max(height * mm[0], width * mm[1])
+    return max(round(width * mm[1] * scale), 1), max(round(height * mm[0] * scale), 1)
 
 
 def draw_slices(scan: Any, window: tuple[float, float], folder: Path) -> list[Path]:
-    """PNGs of a hung scan's slices at their true proportions, evenly chosen where there are very many."""
+    """PNGs of at most `SLICES` evenly chosen slices of a scan in radiological view."""
     folder.mkdir(exist_ok=True)
-    channels, height, width, depth = scan.voxels.shape
-    low, high = window
-    mm = scan.spacing or (1.0, 1.0, 1.0)
-    scale = SLICE_PIXELS / max(height * mm[0], width * mm[1])
-    size = max(round(width * mm[1] * scale), 1), max(round(height * mm[0] * scale), 1)
+    depth = scan.voxels.shape[-1]
     files = []
-    for index in np.unique(np.linspace(0, depth - 1, min(depth, MOST_SLICES)).round().astype(int)):
-        grey = (np.clip((scan.voxels[..., index] - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-        image = Image.fromarray(grey[0] if channels == 1 else np.ascontiguousarray(np.moveaxis(grey, 0, -1)))
+    for index in np.unique(np.linspace(0, depth - 1, min(depth, SLICES)).round().astype(int)):
         files.append(folder / f"{index:04d}.png")
-        image.resize(size, Image.Resampling.BILINEAR).save(files[-1])
+        image = _grey(scan.voxels[..., index].astype(np.float32), *window)
+        image.resize(_drawn_size(scan, SLICE_PIXELS), Image.Resampling.BILINEAR).save(files[-1])
     return files
 
 
-def facts(name: str, about: dict[str, Any]) -> list[tuple[str, str]]:
-    """What may be told of a scan, (what, value): geometry, modality, series; nothing about the patient."""
-    return [("File", name), *((label, value) for label, value in about["description"])]
+def draw_thumbnail(scan: Any, window: tuple[float, float], file: Path) -> None:
+    """The middle slice of a scan in radiological view on a black square."""
+    image = _grey(scan.voxels[..., scan.voxels.shape[-1] // 2].astype(np.float32), *window)
+    size = _drawn_size(scan, THUMBNAIL_PIXELS)
+    square = Image.new("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    left, top = ((THUMBNAIL_PIXELS - side) // 2 for side in size)
+    square.paste(image.resize(size, Image.Resampling.BILINEAR), (left, top))
+    square.save(file)
 
 
-def viewer_value(number: int, stored: Any, scan: Any, hung: Any, address: Any) -> dict[str, Any]:
-    """What the viewer is told of a scan; `address` makes a file's URL. Writes the scan's NIfTI file the first time."""
-    file = stored.folder / "scan.nii.gz"
-    if not file.exists():
-        write_nifti(scan, file)
-    overlay = stored.folder / "overlay.nii.gz"
-    return {
-        "number": number,
-        "url": address(file),
-        "file": file.name,
-        "volume": scan.is_volume,
-        "plane": plane(hung),
-        "placed": scan.affine is not None,
-        "letters": letters(hung),
-        "unit": " HU" if scan.modality == "CT" else "",
-        "windows": windows(scan),
-        "overlay": address(overlay) if overlay.exists() else None,
-        "brightest": stored.about.get("brightest"),
-        "pictures": None,
-    }
+def facts(scan: Any) -> list[tuple[str, str]]:
+    """(label, value) of what may be shown of a scan: geometry, modality, series; nothing about the patient."""
+    channels, *size = scan.voxels.shape
+    rows = [("Modality", MODALITIES.get(scan.modality, scan.modality) or "not stated")]
+    if scan.series:
+        rows.append(("Series", scan.series))
+    shape = size if size[2] > 1 else size[:2]
+    unit = "voxels" if size[2] > 1 else "pixels"
+    rows.append(("Size", f"{' × '.join(map(str, shape))} {unit}{', colour' if channels == 3 else ''}"))
+    if scan.spacing:
+        spacing = scan.spacing[: len(shape)]
+        rows.append(("Spacing", " × ".join(f"{mm:.4g}" for mm in spacing) + " mm"))
+        rows.append(("Extent", " × ".join(f"{n * mm:.0f}" for n, mm in zip(shape, spacing, strict=True)) + " mm"))
+    hu = " HU" if scan.modality == "CT" else ""
+    rows.append(("Values", f"{float(scan.voxels.min()):g} to {float(scan.voxels.max()):g}{hu}"))
+    return rows + [("Note", warning) for warning in scan.warnings]
+
+
+def size_label(scan: Any) -> str:
+    """Modality and size in a few characters, for the series panel: "CT · 512 × 512 × 20"."""
+    _, *size = scan.voxels.shape
+    modality = MODALITIES.get(scan.modality, scan.modality)
+    shape = " × ".join(str(n) for n in (size if size[2] > 1 else size[:2]))
+    return f"{modality} · {shape}" if modality else shape

@@ -1,0 +1,73 @@
+"""Scan → the files in one folder that page and model take. Runs in the child process that reads scans.
+
+voxels.npy            the grey values, for slices without WebGL2
+thumbnail.png         for the series panel
+coarse.nii            at most 2 million voxels: what the viewer shows first
+scan.nii.gz           all voxels (of a very large volume, every second or third row and column)
+pixel_values.npy      what the model takes
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import viewer
+
+
+def prepare(scan: Any, folder: Path, to_view: Any, image_processor: Any) -> Iterator[dict[str, Any]]:
+    """Write the folder of a scan; yields what is known of it as soon as it can be seen, and again when all is written."""
+    folder.mkdir(parents=True)
+    in_view = to_view(scan)
+    windows = viewer.windows(scan)
+    first = (windows[0]["low"], windows[0]["high"]) if windows else (0.0, 255.0)
+    viewer.draw_thumbnail(in_view, first, folder / "thumbnail.png")
+    small = scan.voxels[0].size <= viewer.COARSE_VOXELS
+    if not small:
+        viewer.write_nifti(scan, folder / "coarse.nii", viewer.COARSE_VOXELS)
+    about = {
+        "shape": list(scan.voxels.shape),
+        "affine": None if scan.affine is None else np.asarray(scan.affine, dtype=float).tolist(),
+        "spacing": None if scan.spacing is None else [float(mm) for mm in scan.spacing],
+        "modality": scan.modality,
+        "series": scan.series,
+        "warnings": list(scan.warnings),
+        "facts": viewer.facts(scan),
+        "size": viewer.size_label(scan),
+        "windows": windows,
+        "plane": viewer.plane(in_view),
+        "letters": viewer.letters(in_view),
+        "model_view": model_view(scan, image_processor),
+    }
+    if not small:
+        yield about
+    compact = replace(scan, voxels=viewer.compact(scan.voxels))
+    viewer.write_nifti(compact, folder / "scan.nii.gz", viewer.FULL_VOXELS)
+    np.save(folder / "voxels.npy", compact.voxels)
+    np.save(folder / "pixel_values.npy", image_processor([scan])["pixel_values"][0].numpy())
+    yield about
+
+
+def model_view(scan: Any, image_processor: Any) -> dict[str, Any]:
+    """The geometry between a scan and its `pixel_values`, with which an overlay is placed.
+
+    Returns:
+        "affine": (4, 4) of the oriented and cropped scan; "shape": its height, width and depth in voxels; "resampled": what
+        that was resampled to; "shown": height, width and depth of `pixel_values`, centred on it by padding or cutting.
+    """
+    placed = replace(scan, affine=viewer.affine_of(scan), spacing=scan.spacing if scan.affine is not None else None)
+    published = image_processor.preset == "published"
+    view = placed if published else image_processor.orient_and_crop(placed)
+    side = image_processor.image_size
+    if published:
+        resampled = (side, side, image_processor.target_depth(view.voxels.shape[-1]))
+    else:
+        resampled = image_processor.target_size(view if scan.affine is not None else replace(view, spacing=scan.spacing))
+    return {
+        "affine": np.asarray(view.affine, dtype=float).tolist(),
+        "shape": list(view.voxels.shape[1:]),
+        "resampled": list(resampled),
+        "shown": [side, side, image_processor.target_depth(resampled[2])],
+    }

@@ -1,0 +1,109 @@
+"""What the demo is asked and not asked, and the note beside an answer, from the files in the repository's root."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from radfm.training.demo import qa_templates
+from radfm.training.demo.datasets import FINDINGS, LABELS
+from scan_store import StoredScan
+from tasks import Tasks
+
+DEMO = ROOT / "training" / "demo"
+
+
+@pytest.fixture
+def demo() -> Tasks:
+    return Tasks(json.loads((DEMO / "tasks.json").read_text()), json.loads((DEMO / "scores.json").read_text()))
+
+
+def scan(modality: str | None = None, slices: int = 1, series: str | None = None) -> StoredScan:
+    return StoredScan("x", Path("x"), {"modality": modality, "series": series, "shape": [1, 64, 64, slices]}, complete=True)
+
+
+def test_the_list_of_tasks_is_what_the_demo_was_trained_on():
+    tasks = json.loads((DEMO / "tasks.json").read_text())
+    for name in ("modality", "body_part", "plane", "sequence"):
+        assert tasks["topics"][name]["labels"] == list(LABELS[name])
+    assert {finding["pack"]: finding["labels"] for finding in tasks["findings"]} == {p: list(LABELS[p]) for p in FINDINGS}
+    words = set(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", " ".join(qa_templates._corpus()).lower()))
+    assert tasks["vocabulary"] == sorted(words)
+
+
+def test_each_question_of_the_training_has_its_topic(demo):
+    for name, questions in qa_templates.OPEN.items():
+        assert {demo.topic(question) for question in questions} == {name}, questions
+    assert {demo.topic(question) for question in qa_templates.DESCRIBE} == {"describe"}
+
+
+def test_a_question_of_the_training_is_asked(demo):
+    for question in (*qa_templates.OPEN["modality"], *qa_templates.OPEN["finding"], "Please, is this a CT scan?"):
+        assert demo.refusal(question, [scan("DX")]) == ""
+
+
+@pytest.mark.parametrize(
+    ("question", "of", "says"),
+    [
+        ("What is the diagnosis?", scan("MR", slices=24, series="T1"), "This is a volume of 24 slices"),
+        ("Is there a glioma?", scan("MR", series="T1 axial"), "Nothing in this file says that contrast was given"),
+        ("Is there a glioma?", scan("MR", series="T1 without contrast"), "Nothing in this file says that contrast"),
+        ("What is the finding?", scan("CT"), "This is CT"),
+        ("Which body part is shown?", scan("PT"), "is PET"),
+        ("Which MR sequence is this?", scan("CT"), "is CT"),
+        ("Which stage is the carcinoma?", scan("MR"), "has never seen “stage”, “carcinoma”"),
+        ("How is the scan?", scan("MR"), "outside what this model was trained for"),
+    ],
+)
+def test_what_is_outside_is_refused_with_the_reason(demo, question, of, says):
+    assert says in demo.refusal(question, [of])
+
+
+@pytest.mark.parametrize("series", ["T1ce", "t1 post", "ax T1 +C", "T1 with contrast", "T1 Gd"])
+def test_tumours_may_be_asked_of_an_image_with_contrast(demo, series):
+    assert demo.refusal("Is there a glioma?", [scan("MR", series=series)]) == ""
+
+
+def test_one_scan_at_a_time(demo):
+    assert "one scan at a time" in demo.refusal("Which modality is this?", [scan("CT"), scan("MR")])
+
+
+def test_a_finding_that_it_cannot_know_is_not_shown(demo):
+    assert "is not shown" in demo.withheld("A 3D MRI scan of the brain: glioma.", [scan("MR", slices=20)])
+    assert demo.withheld("A 2D ultrasound scan of the breast: benign breast lesion.", [scan("US")]) == ""
+    assert demo.withheld("A 3D MRI scan of the brain.", [scan("MR", slices=20)]) == ""
+
+
+def test_the_note_has_the_numbers_of_the_scores(demo):
+    row = next(r for r in demo.scores if r["pack"] == "busi_breast_us" and r["label"] == "finding")
+    note = demo.note("What is the diagnosis?", "normal", [scan("US")])
+    assert note.startswith(f"One of 3 labels; right in {row['model'] / row['count']:.0%} of {row['count']} held-out cases.")
+    assert "breast lesions in single ultrasound images" in note
+    assert "right in 99% of 2,122 held-out cases" in demo.note("Which modality is this?", "CT", [scan("CT")])
+
+
+def test_of_an_image_without_a_header_each_finding_that_fits_the_answer_is_noted(demo):
+    note = demo.note("What is the finding?", "normal", [scan(None)])
+    assert "breast" in note and "chest" in note and "brain" not in note
+
+
+def test_an_answer_that_the_header_contradicts_is_called_wrong(demo):
+    assert "says CT: this answer is wrong" in demo.note("Which imaging modality is this?", "MRI", [scan("CT")])
+    assert "wrong" not in demo.note("Which imaging modality is this?", "X-ray", [scan("CR")])
+
+
+def test_an_answer_that_is_no_label_is_called_so(demo):
+    assert "none of the" in demo.note("What is the diagnosis?", "abdomen", [scan("US")])
+
+
+def test_reports_are_offered_where_the_model_was_trained_for_them(demo):
+    assert "Report" not in demo.questions() and "Diagnosis" in demo.questions()
+    assert "Report" in Tasks({"tasks": ["report"], "topics": {}}, []).questions()
+
+
+def test_a_model_without_a_list_is_asked_anything():
+    unknown = Tasks({}, [])
+    assert not unknown.known and unknown.refusal("Which stage is it?", [scan("PT"), scan("CT")]) == ""
+    assert unknown.note("Which modality is this?", "CT", [scan("CT")]) == "" and unknown.questions() == {}
