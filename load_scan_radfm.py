@@ -43,6 +43,8 @@ from .scan_radfm import ReadContext, ReadOptions, Scan, ScanError, one_line
 MAX_BYTES = 2 << 30
 # How many files an error message or a warning names.
 MOST_NAMES = 3
+# The shortest header of a NetCDF file (magic, number of records, three empty lists), and so of a MINC file.
+MINC_HEADER = 32
 # The SOP class of a DICOMDIR (PS3.4 annex I.4, Media Storage Directory Storage), which stands in its meta header.
 DICOMDIR_CLASS = b"1.2.840.10008.1.3.10"
 
@@ -268,7 +270,7 @@ def recognise(head: bytes) -> Format | None:
         return Format.ZIP
     if head[257:262] == b"ustar":
         return Format.TAR
-    if head.startswith((*MINC1, HDF5)):
+    if head.startswith((*MINC1, HDF5)) and len(head) >= MINC_HEADER:
         return Format.MINC
     if is_mgh(head):
         return Format.MGH

@@ -77,8 +77,12 @@ def read_nifti(file: SourceFile, context: ReadContext) -> Scan:
     """Read one volume of a NIfTI-1, NIfTI-2 or Analyze file, single or a pair, gzipped or not. Raises `ScanError`."""
     header, voxel_file = _header(file, context)
     with voxel_file.open_unpacked() as stream:
-        proxy = import_module("nibabel.arrayproxy").ArrayProxy(stream, header)
-        return _scan(proxy, tuple(header.get_data_shape()), header.get_data_dtype(), _placement(header), context)
+        try:
+            proxy = import_module("nibabel.arrayproxy").ArrayProxy(stream, header)
+            shape, dtype, placement = tuple(header.get_data_shape()), header.get_data_dtype(), _placement(header)
+        except Exception as error:  # HeaderDataError for a slope without an intercept, ValueError, KeyError, …
+            raise context.error("is no readable NIfTI or Analyze file: its header is damaged.") from error
+        return _scan(proxy, shape, dtype, placement, context)
 
 
 def list_nifti_volumes(file: SourceFile, context: ReadContext) -> list[str]:

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -284,6 +284,7 @@ def test_a_damaged_member_of_a_zip_is_named_and_left_out(dicom_files, tmp_path):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,3}", fullmatch=True), st.binary(max_size=400), max_size=6))
+@example({"a": b"CDF\x01"})
 def test_whatever_else_an_archive_holds_the_volume_is_read(tmp_path_factory, files):
     tmp_path = tmp_path_factory.mktemp("any")
     taken = {name for name in files if any(other.startswith(f"{name}/") for other in files)}

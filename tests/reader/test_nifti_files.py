@@ -263,3 +263,11 @@ def test_a_pair_without_its_voxels_names_the_file_that_is_missing(tmp_path):
     (tmp_path / "a.img").unlink()
     with pytest.raises(ScanError, match=r"a\.hdr: is a header .* a\.img is not in the same folder"):
         load_scan(tmp_path / "a.hdr")
+
+
+def test_a_scaling_that_is_no_number_ends_in_a_sentence(nifti_files):
+    content = bytearray((nifti_files / "anatomical.nii").read_bytes())
+    order = ">" if content[:4] == struct.pack(">i", 348) else "<"
+    struct.pack_into(f"{order}2f", content, 112, 2.0, float("nan"))  # scl_slope, scl_inter
+    with pytest.raises(ScanError, match="its header is damaged"):
+        load_scan(bytes(content))
