@@ -18,8 +18,8 @@ READ_UNPACKED = _number("READ_UNPACKED", 1 * GIB)
 UPLOAD_BYTES = _number("UPLOAD_BYTES", 1 * GIB)
 UPLOAD_SECONDS = _number("UPLOAD_SECONDS", 600)
 BODY_BYTES = 64 << 10
-# An upload is read at once. Its file is deleted with the next sweep after this many seconds.
-UPLOAD_KEPT_SECONDS, SWEEP_SECONDS = 120, 15
+# Uploads are deleted after this many seconds, with the next sweep: longer than a full queue takes.
+UPLOAD_KEPT_SECONDS, SWEEP_SECONDS = 600, 15
 
 # One question. A question is short; a scan takes 34 tokens of a context of about 2,000.
 QUESTION_CHARACTERS = 2_000

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,28 @@ def test_keys_and_mouse(visit, series_zips):
     page.wait_for_selector("dialog[open]")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog[open]", state="hidden")
+
+
+def test_another_series_of_a_zip_is_chosen(visit, packs, tmp_path):
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as both:
+        for name in ("dicom_series_ct.zip", "dicom_series_mr.zip"):
+            with zipfile.ZipFile(packs / name) as pack:
+                for member in pack.namelist():
+                    both.writestr(f"{name}/{member}", pack.read(member))
+    visitor = visit()
+    page = visitor.page
+    visitor.drop(tmp_path / "both.zip")
+    visitor.sees(2)
+    shown = page.inner_text("#panel li.on")
+    options = page.locator("[data-part=series] option")
+    assert options.count() == 2 and page.locator("[data-part=volume-row]").is_hidden()
+    other = page.evaluate("[...document.querySelector('[data-part=series]').options].find((o) => !o.selected).value")
+    page.select_option("[data-part=series]", other)
+    visitor.until(f"{VIEWER}.scan.chosen.series === '{other}'")
+    visitor.sees(2)
+    assert page.input_value("[data-part=series]") == other and page.inner_text("#panel li.on") != shown
+    assert page.locator("#panel li").count() == 2
+    visitor.keep("series-chosen")
 
 
 def test_slices_are_played(visit):

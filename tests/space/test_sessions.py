@@ -78,6 +78,7 @@ def test_messages_come_from_the_turns(session):
         ("[1]" * 330_000, "longer than 2,000 characters"),
         ("[1]" * (limits.QUESTION_PLACES + 1), "names scans 17 times; 16 is the most"),
     ],
+    ids=["characters", "a megabyte of places", "places"],
 )
 def test_a_question_without_bounds_is_refused_before_anything_is_made_of_it(session, question, says):
     with pytest.raises(AnswerError, match=says):
