@@ -27,6 +27,7 @@ class ScanIndex:
         self.database = sqlite3.connect(":memory:" if path is None else path)
         self.database.execute("PRAGMA journal_mode = OFF")
         self.database.execute("PRAGMA synchronous = OFF")
+        self.database.execute("PRAGMA cache_size = -200000")  # kB; bands are inserted all over the index
         self.database.execute("CREATE TABLE scans (band INTEGER, hash TEXT, payload TEXT)")
         self.database.execute("CREATE INDEX bands ON scans (band)")
 
@@ -39,10 +40,12 @@ class ScanIndex:
         if _is_flat(image_hash):
             return
         marks = ",".join("?" * BANDS)
-        query = f"SELECT DISTINCT (rowid - 1) / {BANDS}, hash, payload FROM scans WHERE band IN ({marks})"
-        for _, other, payload in self.database.execute(query, _bands(image_hash)).fetchall():
-            if hash_distance(image_hash, other) <= MAX_DISTANCE:
+        query = f"SELECT (rowid - 1) / {BANDS}, hash, payload FROM scans WHERE band IN ({marks})"
+        looked_at = set()
+        for number, other, payload in self.database.execute(query, _bands(image_hash)):
+            if number not in looked_at and hash_distance(image_hash, other) <= MAX_DISTANCE:
                 yield payload
+            looked_at.add(number)
 
 
 def _bands(image_hash: str) -> list[int]:

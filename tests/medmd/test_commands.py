@@ -23,7 +23,7 @@ def test_the_list_has_every_source_with_licence_and_address():
         source.name in output and source.url in output and source.licence in output for source in all_sources().values()
     )
     assert "mimic" not in run("list", "--access", "open")[1]
-    assert "no_chest" not in run("list", "--name", "ct-rate")[1] and "dataset/" in run("list", "--name", "ct-rate")[1]
+    assert "dataset/{train,valid}_fixed/" in run("list", "--name", "ct-rate")[1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from building import make_plan_of, make_portal, records_of, rows_of, text_of
 from portals import PORTALS
 
 from radfm.load_scan_radfm import load_scan
+from radfm.medmd.folder import Folder
 from radfm.medmd.groups import salted_hash
+from radfm.medmd.questions import ask
 from radfm.medmd.schema import DataError
 from radfm.medmd.sources import all_sources, find_source
 
@@ -103,14 +105,13 @@ def test_inline_papers_place_a_figure_at_its_first_mention_in_both_published_for
     assert text_of(first(rows, "PMC6_F2"), "assistant").startswith("Figure two. Behind it.")
 
 
-def test_vindr_readers_have_to_agree(tmp_path):
-    rows = rows_of(tmp_path, "vindr-cxr")
-    row = first(rows, "t1.dicom")
-    assert findings(row) == {"cardiomegaly": 1, "nodule/mass": -1, "pneumonia": 0}
-    of_row = by(rows, references=row["references"])
-    asked_no = [text_of(row, "user") for row in of_row if text_of(row, "assistant") == "no"]
-    assert asked_no and not any("nodule/mass" in question or "other disease" in question for question in asked_no)
-    assert text_of(by(rows, references=["train/t2.dicom"], answer_type="open")[0], "assistant") == "normal"
+def test_vindr_readers_have_to_agree_before_a_finding_is_asked_for(tmp_path):
+    studies = {study.key: study for study in find_source("vindr-cxr").read(Folder(make_portal("vindr-cxr", tmp_path)))}
+    assert studies["t1"].findings == {"cardiomegaly": 1, "nodule/mass": -1, "pneumonia": 0}
+    assert (studies["t1"].normal, studies["t2"].normal) == (False, True)
+    asked = {(draft.asked, draft.answer) for seed in range(50) for draft in ask(studies["t1"], seed) if draft.asked}
+    expected = {("diagnosis: cardiomegaly", "yes"), ("diagnosis: pneumonia", "no"), ("diagnosis: normal", "no")}
+    assert asked == expected
 
 
 def test_vindr_spellings_are_corrected(tmp_path):
