@@ -40,8 +40,8 @@ def read_pmc_oa(folder: Folder) -> Rows:
 def read_case_report(folder: Folder) -> Rows:
     """Parquet or CSV by split: PMC_id, context, question, answer, inline, img_ref (a list literal); figures `PMC…_id.jpg`.
 
-    "Q:" and "A:" in front of the columns are taken off. A context of more than five sentences is cut to its first two
-    and last two: the published code keeps four of each at random lengths. Rows without figures are left out.
+    "Q:" and "A:" in front of the columns are taken off. A long context keeps its first four and its last four sentences;
+    the published code keeps as many, of random lengths. Rows without figures are left out.
     """
     columns = {"paper": "PMC_id", "context": "context", "q": "question", "answer": "answer", "figures": "img_ref"}
     for split, patterns in (
