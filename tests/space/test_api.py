@@ -51,6 +51,7 @@ def test_a_zip_that_unpacks_to_too_much_is_refused(ask, tmp_path):
     """1.1 GB of zeros in 1.1 MB; the limit is 1 GiB."""
     bomb = zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED)
     with bomb, bomb.open("zeros.dcm", "w", force_zip64=True) as member:
+        member.write(bytes(128) + b"DICM")
         for _ in range(1100):
             member.write(bytes(1 << 20))
     with pytest.raises(Exception, match=r"bomb\.zip: unpacks to more than"):
