@@ -1,23 +1,35 @@
-# `make` lists the targets.
+# `make` lists the targets. With BIN=folder/of/python the targets use that environment and set none up.
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 OLDEST := venvs/oldest
 OLDEST_TRANSFORMERS := 5.18.0
 PYTEST := -m pytest -q
+# A process per core. Tests of the Space and of memory share a worker: tests/conftest.py groups them.
+PARALLEL := -n auto --dist loadgroup
+# One thread a process, so that the processes do not wait for each other.
+export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-oldest lint demo-checkpoint kernels-build clean
+.PHONY: help setup demo test test-fast test-transformers test-oldest lint docs docs-serve coverage mutants fuzz demo-checkpoint \
+	kernels-build clean
 
 help:
-	@echo "make demo             ask the demo checkpoint about real CT and MR scans"
-	@echo "make test             lint, types, import directions and all tests"
-	@echo "make test-oldest      the tests on transformers $(OLDEST_TRANSFORMERS), the oldest that is admitted"
-	@echo "make demo-checkpoint  train the demo checkpoint (about an hour and a half on two cores; goes on where it stopped)"
-	@echo "make kernels-build    lay the kernels out as the Hub has them, in kernels/build/"
-	@echo "make setup            the virtual environment alone"
-	@echo "make clean            remove what the other targets made, but not a training's state"
+	@echo "make demo              ask the demo checkpoint about real CT and MR scans"
+	@echo "make test              lint, types, import directions and all tests"
+	@echo "make test-fast         the tests that take seconds: no browser, no server, no training"
+	@echo "make test-transformers transformers' own test suites on RadFM's classes"
+	@echo "make test-oldest       the tests on transformers $(OLDEST_TRANSFORMERS), the oldest that is admitted"
+	@echo "make lint              ruff, import directions, mypy"
+	@echo "make docs              the documentation, in build/site/; make docs-serve shows it while you write"
+	@echo "make coverage          which lines the tests run, child processes included; HTML in build/coverage/"
+	@echo "make mutants           plant one-line faults and see that the tests catch each of them"
+	@echo "make fuzz              read damaged scans for a minute"
+	@echo "make demo-checkpoint   train the demo checkpoint (about an hour and a half on two cores; resumes where it stopped)"
+	@echo "make kernels-build     write the kernels as a kernel repository of the Hub, in kernels/build/"
+	@echo "make setup             the virtual environment alone"
+	@echo "make clean             remove what the other targets made, except the state of a training"
 
-setup: $(READY)
+setup: $(if $(filter file,$(origin BIN)),$(READY))
 
 $(READY): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -29,20 +41,46 @@ demo: setup
 	@scripts/demo.sh
 
 test: lint
-	$(BIN)/python $(PYTEST)
-	$(BIN)/python $(PYTEST) kernels/tests
+	$(BIN)/python $(PYTEST) $(PARALLEL)
+	$(BIN)/python $(PYTEST) $(PARALLEL) kernels/tests
+
+test-fast: setup
+	$(BIN)/python $(PYTEST) $(PARALLEL) -m "not slow and not browser"
+
+test-transformers: setup
+	$(BIN)/python scripts/transformers_tests.py
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	sh scripts/mypy.sh $(BIN)/mypy
 
 test-oldest:
 	python3 -m venv $(OLDEST)
 	grep -v -E '^(transformers|huggingface_hub|tokenizers)==' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install -q --disable-pip-version-check -c $(OLDEST)/constraints.txt 'transformers==$(OLDEST_TRANSFORMERS)' -e '.[dev]'
-	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST)
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST) $(PARALLEL)
+
+docs: setup
+	sh scripts/mkdocs.sh $(BIN)/mkdocs build --strict
+
+docs-serve: setup
+	sh scripts/mkdocs.sh $(BIN)/mkdocs serve
+
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run --source=$(CURDIR) $(PYTEST) $(PARALLEL)
+	$(BIN)/coverage run --source=$(CURDIR) $(PYTEST) $(PARALLEL) kernels/tests
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage html -q -d build/coverage
+	$(BIN)/coverage report --skip-covered
+
+mutants: setup
+	$(BIN)/python scripts/mutants.py
+
+fuzz: setup
+	$(BIN)/python tests/reader/fuzz_scans.py --minutes 1
 
 demo-checkpoint: setup
 	$(BIN)/python -m radfm.training.demo
@@ -51,4 +89,4 @@ kernels-build: setup
 	$(BIN)/python kernels/build.py
 
 clean:
-	rm -rf $(VENV) venvs build kernels/build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) venvs build kernels/build dist *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

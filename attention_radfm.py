@@ -1,20 +1,25 @@
-"""Attention of scans that lie packed in one tensor, through transformers' `AttentionInterface`.
+"""Attention over packed scans, through transformers' `AttentionInterface`.
 
-`eager` and `sdpa` take neighbours of one length as a batch; `flash_attention_2` and `radfm` (the Triton kernels) take the
-pack.
+- A pack is one tensor with the rows of all scans, one scan after another; `PackedLengths` holds where each scan starts.
+- `eager` and `sdpa` get neighbouring scans of equal length as one batch; `flash_attention_2` and `radfm` (RadFM's Triton
+  kernels) get the whole pack with `cu_seq_lens`.
+- Shape letters: R rows of a pack, h heads, d width of a head, S scans in one batch, Q and K rows of one scan.
 """
 
 import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,43 +29,69 @@ from transformers.utils.generic import is_flash_attention_requested
 
 logger = logging.get_logger(__name__)
 
-# What holds RadFM's Triton kernels: "0" for none, a folder, or a Hub id. Left out, an installed `radfm_kernels` or the
-# folder `kernels/` beside this file.
+# Environment variable that names RadFM's Triton kernels: "0" for none, a folder, or a Hub id, optionally with "@revision".
+# Without it, an installed package `radfm_kernels` is used, or the folder `kernels/` next to this file.
 KERNELS = "RADFM_KERNELS"
 OFF = "0"
 
 
+class AttentionModule(Protocol):
+    """The attributes of an attention layer that this file reads."""
+
+    config: Any
+    scaling: float
+    dropout: float
+    is_causal: bool
+    training: bool
+
+
 class PackedLengths:
-    """Where each scan lies in a packed tensor: `lengths` in rows, and their running sum `cu_seqlens` for kernels."""
+    """Where each scan lies in a packed tensor.
+
+    Args:
+        lengths: rows of each scan.
+        device: of `cu_seqlens`.
+
+    Examples:
+        >>> PackedLengths([4, 2], torch.device("cpu")).cu_seqlens
+        tensor([0, 4, 6], dtype=torch.int32)
+    """
 
     def __init__(self, lengths: list[int], device: torch.device):
         self.lengths = lengths
         self.max_length = max(lengths)
-        self.cu_seqlens = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0)).to(torch.int32)
+        self.cu_seqlens = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0)).to(torch.int32)  # (scans + 1,)
 
 
 class LatentPack:
-    """Latents and the patches that they ask: `keys` are a scan's patches and then its own latents."""
+    """Row layout of the Perceiver's attention: a scan has `latents` queries; its keys are its patches, then its latents."""
 
     def __init__(self, patches: PackedLengths, latents: int, device: torch.device):
         self.patches, self.latents = patches, latents
         self.queries = PackedLengths([latents] * len(patches.lengths), device)
         self.keys = PackedLengths([length + latents for length in patches.lengths], device)
 
-    def interleave(self, of_patches: torch.Tensor, of_latents: torch.Tensor) -> torch.Tensor:
-        """Rows of patches and of latents in the order of `keys`."""
-        scans = zip(of_patches.split(self.patches.lengths), of_latents.split(self.latents), strict=True)
+    def interleave(self, patch_rows: torch.Tensor, latent_rows: torch.Tensor) -> torch.Tensor:
+        """Rows of patches and rows of latents → one tensor in the order of `keys`."""
+        scans = zip(patch_rows.split(self.patches.lengths), latent_rows.split(self.latents), strict=True)
         return torch.cat([rows for scan in scans for rows in scan])
 
 
 @cache
-def kernels() -> Any | None:
-    """RadFM's Triton kernels: those that `RADFM_KERNELS` names, or an installed package, or those beside this file."""
+def kernels() -> ModuleType | None:
+    """RadFM's Triton kernels: those that `RADFM_KERNELS` names, or an installed package, or the folder next to this file.
+
+    None if there are none, or if `RADFM_KERNELS` is "0".
+    """
     named = os.environ.get(KERNELS, "")
     if named == OFF:
         return None
     if named and not Path(named).exists():
-        return importlib.import_module("kernels").get_kernel(named, trust_remote_code=True)
+        repository, _, revision = named.partition("@")
+        hub = importlib.import_module("kernels")
+        # The user has named this repository in the environment: that is the consent that `trust_remote_code` asks for.
+        found: ModuleType = hub.get_kernel(repository, revision=revision or None, trust_remote_code=True)
+        return found
     folder = Path(named) if named else Path(__file__).parent / "kernels" / "torch-ext"
     with contextlib.ExitStack() as stack:
         if folder.is_dir():
@@ -72,31 +103,45 @@ def kernels() -> Any | None:
             return None
 
 
-def kernels_for(device: torch.device) -> Any | None:
-    """The kernels where they run: on a card, or in Triton's interpreter where `RADFM_KERNELS` asks for them by name."""
+def kernels_for(device: torch.device) -> ModuleType | None:
+    """The kernels if they run on `device`: a CUDA card, or Triton's interpreter on a CPU if `RADFM_KERNELS` names them."""
     if device.type != "cuda" and os.environ.get(KERNELS, OFF) == OFF:
         return None
     found = kernels()
     return found if found is not None and found.runs_triton(device) else None
 
 
-def radfm_attention(module, query, key, value, attention_mask=None, *, scaling=None, dropout=0.0, **options):
-    """Attention by RadFM's kernels where a pack is given; anything else (a decoder's text) is PyTorch's.
+def radfm_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a pack by RadFM's kernels; everything else (the text of a decoder) goes to PyTorch's sdpa.
 
-    Shapes as every attention of transformers; a pack is one batch, with `cu_seq_lens_q` and `cu_seq_lens_k`, or with
-    `latent_key` and `latent_value` for latents that ask patches and themselves.
+    Arguments as for every attention function of transformers. A pack is a batch of one, with `cu_seq_lens_q` and
+    `cu_seq_lens_k`, or for the Perceiver with `latent_key` and `latent_value` beside `cu_seq_lens_k`.
     """
-    # A decoder's padding-free batch comes with the same names, and with a mask that keeps its texts apart.
+    # A padding-free batch of texts has the same argument names, and a causal mask that keeps its texts apart.
     if "cu_seq_lens_k" not in options or module.is_causal:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
-    found: Any = kernels_for(query.device)
-    rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-    starts, longest = options["cu_seq_lens_k"], options["max_length_k"]
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
+        return output, None
+    fused: Any = kernels_for(query.device)
+    rows = [part[0].transpose(0, 1) for part in (query, key, value)]  # (1, h, R, d) → (R, h, d)
+    key_starts, longest_key = options["cu_seq_lens_k"], options["max_length_k"]
     if "latent_key" in options:
-        output = found.perceiver_attention(*rows, options["latent_key"], options["latent_value"], starts, longest, scaling)
+        latents = options["latent_key"], options["latent_value"]
+        output = fused.perceiver_attention(*rows, *latents, key_starts, longest_key, scaling)
     else:
-        own, most = options["cu_seq_lens_q"], options["max_length_q"]
-        output = found.packed_attention(*rows, own, starts, most, longest, scaling)
+        query_starts, longest_query = options["cu_seq_lens_q"], options["max_length_q"]
+        output = fused.packed_attention(*rows, query_starts, key_starts, longest_query, longest_key, scaling)
     return output[None], None
 
 
@@ -104,8 +149,8 @@ AttentionInterface.register("radfm", radfm_attention)
 AttentionMaskInterface.register("radfm", sdpa_mask)
 
 
-def uses_kernels(module: Any, query: torch.Tensor) -> bool:
-    """Whether an attention module's own kernels run: they are asked for, the device has them, and nothing is dropped."""
+def uses_kernels(module: AttentionModule, query: torch.Tensor) -> bool:
+    """True if `attn_implementation` is "radfm", the kernels run on the device of `query`, and dropout is inactive."""
     if module.config._attn_implementation != "radfm":
         return False
     if kernels_for(query.device) is None:
@@ -115,74 +160,95 @@ def uses_kernels(module: Any, query: torch.Tensor) -> bool:
 
 
 def latent_attention(
-    module: Any, query: torch.Tensor, key_value: torch.Tensor, latent_key_value: torch.Tensor, pack: LatentPack
+    module: AttentionModule,
+    query: torch.Tensor,
+    key_value: torch.Tensor,
+    latent_key_value: torch.Tensor,
+    pack: LatentPack,
 ) -> torch.Tensor:
-    """Attention of each scan's latents over its patches and themselves.
+    """Cross-attention of the Perceiver: the latents of each scan attend to the patches of the scan and to themselves.
 
     Args:
-        query: (latents of all scans, heads, head width).
-        key_value: (patches of all scans, 2, heads, head width).
-        latent_key_value: (latents of all scans, 2, heads, head width).
+        query: (latents of all scans, h, d).
+        key_value: (patches of all scans, 2, h, d).
+        latent_key_value: (latents of all scans, 2, h, d).
 
     Returns:
-        (latents of all scans, heads · head width).
+        (latents of all scans, h · d).
     """
     if not uses_kernels(module, query):
-        key, value = pack.interleave(key_value, latent_key_value).unbind(1)
-        return packed_attention(module, query, key, value, pack.queries, pack.keys)
-    key, value = (part[None].transpose(1, 2) for part in key_value.unbind(1))
+        key, value = pack.interleave(key_value, latent_key_value).unbind(1)  # each (R, h, d)
+        return packed_attention(module, query, key, value, pack.queries, pack.keys)[0]
+    key, value = (part[None].transpose(1, 2) for part in key_value.unbind(1))  # each (1, h, R, d)
     latent_key, latent_value = latent_key_value.unbind(1)
-    options = {"cu_seq_lens_k": pack.patches.cu_seqlens, "max_length_k": pack.patches.max_length}
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
-    output, _ = attend(
+    output: torch.Tensor = attend(
         module, query[None].transpose(1, 2), key, value, attention_mask=None, scaling=module.scaling,
-        latent_key=latent_key, latent_value=latent_value, **options,
-    )  # fmt: skip
+        latent_key=latent_key, latent_value=latent_value,
+        cu_seq_lens_k=pack.patches.cu_seqlens, max_length_k=pack.patches.max_length,
+    )[0]  # fmt: skip
     return output[0].flatten(1)
 
 
 def packed_attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: PackedLengths, keys: PackedLengths
-) -> torch.Tensor:
-    """Attention of each scan over its own keys, by whichever implementation `module.config` names.
-
-    What understands packs (flash attention, RadFM's kernels) gets all at once; the others get neighbours of one length
-    together, as a batch.
+    module: AttentionModule,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    queries: PackedLengths,
+    keys: PackedLengths,
+) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
+    """Attention of each scan over its own keys, by the implementation that `module.config` names.
 
     Args:
-        query: (rows of `queries`, heads, head width).
-        key, value: (rows of `keys`, heads, head width).
+        query: (rows of `queries`, h, d).
+        key, value: (rows of `keys`, h, d).
 
     Returns:
-        (rows of `queries`, heads · head width).
+        (rows of `queries`, h · d), and the attention weights, (h, Q, K) for each scan, or None if the implementation
+        does not return them (all but `eager`).
     """
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
-    options = {"scaling": module.scaling, "is_causal": False, "dropout": module.dropout if module.training else 0.0}
+    options: dict[str, Any] = {
+        "scaling": module.scaling, "is_causal": False, "dropout": module.dropout if module.training else 0.0,
+    }  # fmt: skip
     if is_flash_attention_requested(module.config) or uses_kernels(module, query):
         options.update(cu_seq_lens_q=queries.cu_seqlens, cu_seq_lens_k=keys.cu_seqlens)
         options.update(max_length_q=queries.max_length, max_length_k=keys.max_length)
-        runs = [(sum(queries.lengths), sum(keys.lengths), 1)]
+        batches = [(sum(queries.lengths), sum(keys.lengths), 1)]
     else:
         neighbours = groupby(zip(queries.lengths, keys.lengths, strict=True))
-        runs = [(*lengths, len(list(scans))) for lengths, scans in neighbours]
-    outputs, q, k = [], 0, 0
-    for query_length, key_length, scans in runs:
-        batch = [
-            part.view(scans, -1, *part.shape[1:]).transpose(1, 2)
-            for part in (
-                query[q : q + scans * query_length],
-                key[k : k + scans * key_length],
-                value[k : k + scans * key_length],
-            )
-        ]
-        output, _ = attend(module, *batch, attention_mask=None, **options)
+        batches = [(*lengths, len(list(scans))) for lengths, scans in neighbours]
+    outputs: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
+    q = k = 0
+    for query_length, key_length, scans in batches:
+        parts = (
+            query[q : q + scans * query_length],
+            key[k : k + scans * key_length],
+            value[k : k + scans * key_length],
+        )
+        batch = [part.view(scans, -1, *part.shape[1:]).transpose(1, 2) for part in parts]  # (S · Q, h, d) → (S, h, Q, d)
+        output, batch_weights = attend(module, *batch, attention_mask=None, **options)  # output (S, Q, h, d)
         outputs.append(output.flatten(0, 1))
+        weights += [] if batch_weights is None else batch_weights.unbind()
         q, k = q + scans * query_length, k + scans * key_length
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).flatten(1)
+    packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return packed.flatten(1), weights or None
 
 
-def eager_attention(module, query, key, value, attention_mask=None, *, scaling, dropout=0.0, **_):
-    """softmax(q·kᵀ · scaling) · v with (batch, heads, length, head width) in, (batch, length, heads, head width) out."""
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(q · kᵀ · scaling) · v: (S, h, Q, d) → (S, Q, h, d), and the weights (S, h, Q, K)."""
     weights = torch.softmax(query @ key.transpose(-1, -2) * scaling, dim=-1, dtype=torch.float32).to(query.dtype)
     output = F.dropout(weights, dropout, module.training) @ value
     return output.transpose(1, 2), weights

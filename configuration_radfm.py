@@ -1,7 +1,7 @@
-"""The sizes of RadFM: vision tower, Perceiver, decoder. Defaults are those of the paper (arXiv 2308.02463), 14B in all."""
+"""Configs of RadFM: vision tower, Perceiver, decoder. Defaults are the sizes of the paper (arXiv 2308.02463), 14B in all."""
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from packaging.version import Version
@@ -23,7 +23,10 @@ if Version(transformers.__version__) >= Version("6"):
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
 
-# LLaMA-13B, its 32,000 words and the three image marks behind them.
+# The Auto classes that give `RadFMForConditionalGeneration`. Its parts are found by the first one alone.
+AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+
+# LLaMA-13B, with its vocabulary of 32,000 and three more ids for the image tokens.
 PAPER_DECODER = {
     "model_type": "llama",
     "vocab_size": 32_003,
@@ -38,6 +41,45 @@ PAPER_DECODER = {
     "eos_token_id": 2,
 }
 
+# Decoders that RadFM cannot run, and why.
+UNSUPPORTED_DECODERS = {
+    "rwkv": "its forward takes `state` instead of a key-value cache",
+    "xlstm": "its forward takes `cache_params` instead of a key-value cache, and its head caps the logits in its own way",
+    "muse_glimmer": "its head multiplies the logits by `output_multiplier`",
+    "muse_spark": "its head multiplies the logits by `output_multiplier`",
+}
+
+
+def auto_map(config_class: str, model_class: str) -> dict[str, str]:
+    """The `auto_map` of a config.json: which class of the remote code each Auto class gives.
+
+    Examples:
+        >>> auto_map("RadFMVisionConfig", "RadFMVisionModel")
+        {'AutoConfig': 'configuration_radfm.RadFMVisionConfig', 'AutoModel': 'modeling_radfm.RadFMVisionModel'}
+    """
+    classes = AUTO_CLASSES if model_class == "RadFMForConditionalGeneration" else AUTO_CLASSES[:1]
+    return {
+        "AutoConfig": f"configuration_radfm.{config_class}",
+        **dict.fromkeys(classes, f"modeling_radfm.{model_class}"),
+    }
+
+
+def logit_scale(decoder: PreTrainedConfig) -> float:
+    """The factor by which the head of a decoder multiplies its logits, 1 for most decoders.
+
+    Each name is of one family in transformers: `logit_scale` of cohere, `lm_head_multiplier` of falcon_h1,
+    `logits_scaling` of hyperclovax (a factor) and of granite and minicpm3 (a divisor).
+    """
+    scale = getattr(decoder, "logit_scale", None) or getattr(decoder, "lm_head_multiplier", None) or 1.0
+    scaling = getattr(decoder, "logits_scaling", None) or 1.0
+    return float(scale * scaling if decoder.model_type == "hyperclovax" else scale / scaling)
+
+
+def logit_softcap(decoder: PreTrainedConfig) -> float | None:
+    """c of c · tanh(logits / c), which gemma and others (`final_logit_softcapping`) and recurrent_gemma apply, or None."""
+    cap = getattr(decoder, "final_logit_softcapping", None) or getattr(decoder, "logits_soft_cap", None)
+    return None if cap is None else float(cap)
+
 
 def _require(holds: bool, sentence: str) -> None:
     if not holds:
@@ -48,12 +90,36 @@ def _require(holds: bool, sentence: str) -> None:
 class RadFMVisionConfig(PreTrainedConfig):
     """Sizes of the 3D vision transformer and of the Perceiver that follows it.
 
-    Lengths are in voxels. The position tables have `image_size / patch_size` rows and columns and
-    `max_slices / patch_depth` depths; a scan may be smaller than that, never larger. `head_dim` is a size of its own (the
-    paper's 8 heads of 64 are narrower than its width of 768); `None` divides the width by the heads.
+    Args:
+        image_size: largest height and width of a scan in voxels. A smaller scan is allowed.
+        max_slices: largest depth of a scan in voxels.
+        patch_size: height and width of a patch in voxels; divides `image_size`.
+        patch_depth: depth of a patch in voxels; divides `max_slices`.
+        num_channels: channels of a patch. A scan has this many channels or 1 (grey), which stands for equal channels.
+        hidden_size: width of patches and image tokens, a multiple of 3: the positions of row, column and depth have a
+            third each.
+        num_hidden_layers: layers of the vision transformer.
+        num_attention_heads: attention heads of a layer.
+        head_dim: width of a head. None divides `hidden_size` by the heads; the paper's 8 heads of 64 are narrower than its
+            768.
+        intermediate_size: width of the MLP of a layer.
+        hidden_act: activation of that MLP.
+        hidden_dropout: dropout on the patch embedding and on the output of attention and MLP.
+        attention_dropout: dropout on attention weights.
+        layer_norm_eps: epsilon of every LayerNorm.
+        initializer_range: standard deviation of fresh weights.
+        num_image_tokens: latents of the Perceiver, that is image tokens of one scan.
+        perceiver_num_hidden_layers: layers of the Perceiver.
+        perceiver_num_attention_heads: attention heads of a Perceiver layer.
+        perceiver_head_dim: width of such a head.
+        perceiver_intermediate_size: width of the MLP of a Perceiver layer.
 
     Raises:
         ValueError: sizes that no model can have, in a sentence that names the field.
+
+    Examples:
+        >>> RadFMVisionConfig(hidden_size=96, num_attention_heads=4, head_dim=None).head_dim
+        24
     """
 
     model_type = "radfm_vision"
@@ -67,7 +133,7 @@ class RadFMVisionConfig(PreTrainedConfig):
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 8
-    head_dim: Any = 64
+    head_dim: int | None = 64
     intermediate_size: int = 2048
     hidden_act: str = "gelu"
     hidden_dropout: float = 0.1
@@ -80,7 +146,7 @@ class RadFMVisionConfig(PreTrainedConfig):
     perceiver_head_dim: int = 64
     perceiver_intermediate_size: int = 3072
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in (
             "image_size", "max_slices", "patch_size", "patch_depth", "num_channels", "hidden_size", "num_hidden_layers",
             "num_attention_heads", "intermediate_size", "num_image_tokens", "perceiver_num_hidden_layers",
@@ -99,7 +165,7 @@ class RadFMVisionConfig(PreTrainedConfig):
         _require(
             self.hidden_size % 3 == 0,
             f"hidden_size={self.hidden_size} must be a multiple of three: "
-            "rows, columns and depths each have a third of a patch's position.",
+            "the positions of row, column and depth have a third of it each.",
         )
         _require(
             self.image_size % self.patch_size == 0,
@@ -116,20 +182,36 @@ class RadFMVisionConfig(PreTrainedConfig):
 
 @strict
 class RadFMConfig(PreTrainedConfig):
-    """A RadFM: vision tower and Perceiver (`vision_config`), any causal decoder (`text_config`), three image marks.
+    """Config of a whole RadFM.
 
-    `text_config` may be a config, or a dictionary whose `model_type` names a decoder of transformers ("llama" where it
-    names none). `image_token_id` is the placeholder that an image token takes the place of; a scan is
-    `image_start_token_id`, `num_image_tokens` placeholders, `image_end_token_id`. All three lie in the decoder's
-    vocabulary and are never spoken.
+    Args:
+        vision_config: the vision tower and its Perceiver: a `RadFMVisionConfig`, or a dictionary of its fields.
+        text_config: the decoder, any causal language model of transformers: its config, or a dictionary whose `model_type`
+            names it ("llama" without one). LLaMA-13B by default.
+        image_start_token_id: id that stands before the image tokens of a scan.
+        image_end_token_id: id that stands after them.
+        image_token_id: id of the placeholder whose embedding is overwritten by an image token. In a text, a scan is the
+            start id, `num_image_tokens` placeholders, the end id. The three ids are part of the decoder's vocabulary; the
+            model never predicts them.
+        tie_word_embeddings: share the weights of word embeddings and head. None takes what `text_config` says.
+        initializer_range: standard deviation of fresh weights.
 
     Raises:
-        ValueError: ids outside of the vocabulary, or sizes that no decoder can have.
+        ValueError: ids outside the vocabulary, sizes that no decoder can have, or a decoder that RadFM cannot run.
+
+    Examples:
+        >>> config = RadFMConfig(text_config={"model_type": "qwen3", "vocab_size": 151_939}, image_start_token_id=151_936,
+        ...                      image_end_token_id=151_937, image_token_id=151_938)
+        >>> config.text_config.model_type, config.num_image_tokens
+        ('qwen3', 32)
     """
 
     model_type = "radfm"
-    sub_configs = {"vision_config": RadFMVisionConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": RadFMVisionConfig, "text_config": AutoConfig}
+    # The cache and the vision tower's output are not gathered by `Trainer.evaluate`.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values", "image_outputs"]
 
+    # Always configs after construction; transformers passes dictionaries, and configs of another copy of this class.
     vision_config: Any = None
     text_config: Any = None
     image_start_token_id: int = 32_000
@@ -138,7 +220,7 @@ class RadFMConfig(PreTrainedConfig):
     tie_word_embeddings: bool | None = None
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         num_image_tokens = kwargs.pop("num_image_tokens", None)
         if self.vision_config is None or isinstance(self.vision_config, dict):
             self.vision_config = RadFMVisionConfig(**(self.vision_config or {}))
@@ -147,14 +229,19 @@ class RadFMConfig(PreTrainedConfig):
         if self.text_config is None or isinstance(self.text_config, dict):
             self.text_config = _decoder_config(PAPER_DECODER if self.text_config is None else self.text_config)
         decoder = self.text_config.get_text_config()
-        marks = {name: getattr(self, name) for name in ("image_start_token_id", "image_end_token_id", "image_token_id")}
-        for name, token_id in marks.items():
+        _require(
+            decoder.model_type not in UNSUPPORTED_DECODERS,
+            f"text_config: RadFM cannot run a decoder of type {decoder.model_type!r}, because "
+            f"{UNSUPPORTED_DECODERS.get(decoder.model_type)}. Choose another causal language model.",
+        )
+        ids = {name: getattr(self, name) for name in ("image_start_token_id", "image_end_token_id", "image_token_id")}
+        for name, token_id in ids.items():
             _require(
                 0 <= token_id < decoder.vocab_size,
                 f"{name}={token_id} lies outside of the decoder's vocabulary of {decoder.vocab_size}: "
                 "raise text_config.vocab_size or choose another id.",
             )
-        _require(len(set(marks.values())) == 3, f"The three image marks must have three different ids, not {marks}.")
+        _require(len(set(ids.values())) == 3, f"The three image ids must differ: {ids}.")
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(decoder, "tie_word_embeddings", False))
         decoder.tie_word_embeddings = self.tie_word_embeddings
@@ -162,15 +249,15 @@ class RadFMConfig(PreTrainedConfig):
 
     @property
     def num_image_tokens(self) -> int:
-        """Image tokens a scan: what the Perceiver gives, and how many placeholders the text has for it."""
-        return self.vision_config.num_image_tokens
+        """Image tokens of one scan: outputs of the Perceiver, and placeholders in the text."""
+        return int(self.vision_config.num_image_tokens)
 
     @num_image_tokens.setter
     def num_image_tokens(self, value: int) -> None:
         self.vision_config.num_image_tokens = value
 
 
-def _decoder_config(sizes: dict) -> PreTrainedConfig:
+def _decoder_config(sizes: dict[str, Any]) -> PreTrainedConfig:
     sizes = dict(sizes)
     model_type = sizes.pop("model_type", "llama")
     heads, width = sizes.get("num_attention_heads"), sizes.get("hidden_size")
@@ -181,5 +268,9 @@ def _decoder_config(sizes: dict) -> PreTrainedConfig:
         )
     return AutoConfig.for_model(model_type, **sizes)
 
+
+# Saving copies this file next to config.json, so that the folder loads with `trust_remote_code=True` alone.
+RadFMConfig.register_for_auto_class()
+RadFMVisionConfig.register_for_auto_class()
 
 __all__ = ["RadFMConfig", "RadFMVisionConfig"]

@@ -4,34 +4,22 @@ A codec believes the size that its codestream announces and cannot be interrupte
 """
 
 import struct
-from typing import Any
-
-try:
-    import pydicom
-except ImportError:
-    pydicom = None  # type: ignore[assignment]
 
 JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
 JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 JPEG_SCAN, JPEG_WITHOUT_LENGTH = 0xDA, {0x01, *range(0xD0, 0xD9)}
 # SOF0 to SOF15 without DHT, JPG and DAC, which lie among them; and SOF55 of JPEG-LS (ISO 10918-1 B.1, ISO 14495-1 C.1).
 JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+JPEG_SEQUENTIAL = (0xC0, 0xC1)
 MOST_TILES = 65_535
 
 
-def checked_frames(dataset: Any, count: int) -> list[bytes]:
-    """The encoded frames of `dataset`, those of JPEG 2000 without the JP2 file that some writers leave around them.
+def check_frame(frame: bytes, rows: int, columns: int) -> bytes:
+    """An encoded frame as a codec takes it: JPEG 2000 without the JP2 file that some writers leave around it.
 
-    Raises `ValueError` for a frame of JPEG, JPEG-LS or JPEG 2000 whose size is not that of the header.
+    Raises:
+        ValueError: a frame of JPEG, JPEG-LS or JPEG 2000 whose size is not that of the header.
     """
-    offsets = None
-    if "ExtendedOffsetTable" in dataset:
-        offsets = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
-    encoded = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=count, extended_offsets=offsets)
-    return [_checked(frame, dataset) for frame in encoded]
-
-
-def _checked(frame: bytes, dataset: Any) -> bytes:
     if frame.startswith(JP2_SIGNATURE):
         start = frame.find(JPEG_2000_START)
         if start < 0:
@@ -43,9 +31,29 @@ def _checked(frame: bytes, dataset: Any) -> bytes:
         size = _jpeg_size(frame)
     else:
         return frame
-    wanted = int(dataset.Rows), int(dataset.Columns)
-    if size != wanted:
-        raise ValueError(f"its codestream is {size[0]}×{size[1]}, its header {wanted[0]}×{wanted[1]}")
+    if size != (rows, columns):
+        raise ValueError(f"its codestream is {size[0]}×{size[1]}, its header {rows}×{columns}")
+    return frame
+
+
+def repair_spectral_selection(frame: bytes) -> bytes:
+    """A sequential JPEG frame whose scan header ends at coefficient 0, with the 63 that its process always has.
+
+    Some writers of 12-bit JPEG Extended leave the end of spectral selection (Se) at 0; ISO 10918-1 B.2.3 demands 63, and
+    codecs refuse anything else.
+    """
+    at, sequential = 2, False
+    while at + 4 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        length = int.from_bytes(frame[at + 2 : at + 4], "big")
+        if marker in JPEG_SEQUENTIAL:
+            sequential = True
+        elif marker == JPEG_SCAN:
+            end = at + 2 + length - 2
+            if sequential and end < len(frame) and frame[end - 1 : end + 1] == b"\0\0":
+                return frame[:end] + b"\x3f" + frame[end + 1 :]
+            return frame
+        at += 1 if marker == 0xFF else 2 if marker in JPEG_WITHOUT_LENGTH else 2 + length
     return frame
 
 

@@ -5,24 +5,47 @@ pydicom reads every element of a header; here those that nobody asks for are ste
 """
 
 import struct
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 try:
     import pydicom
     from pydicom.dataelem import RawDataElement
     from pydicom.tag import BaseTag, Tag
 except ImportError:
-    pydicom = None  # type: ignore[assignment]
+    if not TYPE_CHECKING:
+        pydicom = None
 
 IMPLICIT, EXPLICIT = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1"
 COMPRESSED = b"1.2.840.10008.1.2.4"
-# Headers of plain slices are a few kilobytes long.
-HEAD_BYTES = 1 << 16
+# Headers of plain slices are a few kilobytes long, those with private elements a few tens of them.
+HEAD_BYTES = (1 << 13, 1 << 16)
 LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+EXPLICIT_ELEMENT = struct.Struct("<HH2sH")  # tag, VR and a short length (PS3.5 7.1.2)
 TRANSFER_SYNTAX, PIXELS, UNDEFINED = 0x00020010, 0x7FE00008, 0xFFFFFFFF
 
 
-def plain_header(head: bytes, wanted: set[int]) -> tuple[Any, int] | None:
+@dataclass(frozen=True, eq=False)
+class PlainHeader:
+    """The wanted elements of a plain header as they are written: VR (None where it is implicit) and value by tag."""
+
+    elements: dict[int, tuple[str | None, bytes]]
+    transfer_syntax: str
+
+    def to_dataset(self) -> "pydicom.Dataset":
+        """The same elements as a pydicom dataset."""
+        raw = {
+            BaseTag(tag): RawDataElement(BaseTag(tag), vr, len(value), value, 0, vr is None, True)
+            for tag, (vr, value) in self.elements.items()
+        }
+        implicit = self.transfer_syntax.encode() == IMPLICIT
+        dataset = pydicom.dataset.FileDataset("", raw, is_implicit_VR=implicit, is_little_endian=True)  # type: ignore[arg-type]
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(self.transfer_syntax)
+        return dataset
+
+
+def plain_header(head: bytes, wanted: set[int]) -> tuple[PlainHeader, int] | None:
     """The wanted elements of a file that starts with `head`, and where its pixel element is; None where it is not plain."""
     end = _end_of_meta(head)
     if head[128:132] != b"DICM" or end > len(head):
@@ -34,18 +57,7 @@ def plain_header(head: bytes, wanted: set[int]) -> tuple[Any, int] | None:
     if syntax not in (IMPLICIT, EXPLICIT) and not (syntax.startswith(COMPRESSED) and syntax.isascii()):
         return None
     found, at = _elements(head, at, explicit=syntax != IMPLICIT, end=len(head), wanted=wanted)
-    if found is None:
-        return None
-    raw: Any = {
-        BaseTag(tag): RawDataElement(
-            BaseTag(tag), vr.decode("ascii") if vr else None, len(value), value, 0, vr is None, True
-        )
-        for tag, (vr, value) in found.items()
-    }
-    dataset = pydicom.dataset.FileDataset("", raw, is_implicit_VR=syntax == IMPLICIT, is_little_endian=True)
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax.decode("ascii"))
-    return dataset, at
+    return None if found is None else (PlainHeader(found, syntax.decode("ascii")), at)
 
 
 def tags_of(words: list[str]) -> set[int]:
@@ -62,30 +74,28 @@ def _end_of_meta(head: bytes) -> int:
 
 def _elements(
     head: bytes, at: int, explicit: bool, end: int, wanted: set[int]
-) -> tuple[dict[int, tuple[bytes | None, bytes]] | None, int]:
+) -> tuple[dict[int, tuple[str | None, bytes]] | None, int]:
     """The wanted elements from `at` up to the pixels or to `end`, each with its VR and value, and where that is."""
-    found: dict[int, tuple[bytes | None, bytes]] = {}
+    found: dict[int, tuple[str | None, bytes]] = {}
     while at + 12 <= end:
-        group, element = struct.unpack_from("<HH", head, at)
-        tag = group << 16 | element
+        group, element, letters, length = EXPLICIT_ELEMENT.unpack_from(head, at)
+        tag, start = group << 16 | element, at + 8
         if tag >= PIXELS:
             return found, at
         vr: bytes | None = None
-        if explicit:
-            vr = head[at + 4 : at + 6]
-            if vr in LONG_VRS:
-                length, start = int.from_bytes(head[at + 8 : at + 12], "little"), at + 12
-            elif vr.isalpha() and vr.isupper():
-                length, start = int.from_bytes(head[at + 6 : at + 8], "little"), at + 8
-            else:
-                return None, at
+        if not explicit:
+            length = int.from_bytes(head[at + 4 : start], "little")
+        elif letters in LONG_VRS:
+            vr, length, start = letters, int.from_bytes(head[start : at + 12], "little"), at + 12
+        elif letters.isalpha() and letters.isupper():
+            vr = letters
         else:
-            length, start = int.from_bytes(head[at + 4 : at + 8], "little"), at + 8
+            return None, at
         if length == UNDEFINED or start + length > end:
             return None, at
         if tag in wanted:
             if vr in (b"SQ", b"UN"):
                 return None, at
-            found[tag] = (vr, head[start : start + length])
+            found[tag] = (vr.decode("ascii") if vr else None, head[start : start + length])
         at = start + length
     return (found, at) if at == end and end < len(head) else (None, at)

@@ -1,10 +1,24 @@
-"""RadFM: scans → 3D vision transformer → Perceiver → image tokens in a decoder's text (arXiv 2308.02463, Methods).
+"""RadFM: 2D and 3D scans → vision transformer → Perceiver → image tokens in a decoder's text (arXiv 2308.02463, Methods).
 
-Sizes in docstrings: N scans, L patches of one scan, P patches of all scans, T tokens of a text, B texts. Scans are never
-padded: the vision tower works on packed patches (P, width), and `PackedLengths` says which of them belong to which scan.
+- Scans are never padded. The vision tower works on packed patches: one tensor with the patches of all scans, one scan after
+  another; `PackedLengths` holds where each scan starts.
+- A patch is `patch_size` × `patch_size` × `patch_depth` voxels of `num_channels` channels, the channel fastest: LayerNorm,
+  Linear, LayerNorm, plus learned positions.
+- A position is three embeddings side by side, for row, column and depth, each a third of the width.
+- A grey scan stands for equal channels, a 2D image for equal slices. The copies are not made: weights are summed instead.
+- Transformer layers are pre-norm, with q, k and v in one matrix without bias, GELU, and no norm after the last layer.
+- Perceiver (Flamingo's resampler): `num_image_tokens` latents attend to the patches of a scan and to themselves.
+- One Linear projects image tokens to the width of the decoder, where they overwrite the embeddings of placeholders.
+- The decoder is any causal language model of transformers; its head is here, without a bias.
+- The three ids of image tokens are inputs only: their logits are `MASKED_LOGIT`, so the softmax is that of the published
+  model, whose vocabulary does not have them.
+- The loss is a mean over tokens weighted by `loss_weights`.
+
+Shape letters: N scans, C channels, H height, W width, D depth; L patches of one scan, P patches of all scans, V width of the
+vision tower, I image tokens of one scan; B texts, T tokens of a text, E width of the decoder; h heads, d width of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,258 +29,71 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.import_utils import torch_compilable_check
 
-from .attention_radfm import LatentPack, PackedLengths, kernels_for, latent_attention, packed_attention
-from .configuration_radfm import RadFMConfig, RadFMVisionConfig
-from .linear_radfm import Linear, linear
+from .attention_radfm import PackedLengths, kernels_for
+from .configuration_radfm import RadFMConfig, RadFMVisionConfig, auto_map, logit_scale, logit_softcap
+from .vision_layers_radfm import RadFMPatchEmbedding, RadFMPerceiver, RadFMVisionLayer, is_plain
 
-# A tensor of the published code, and the bytes within which a file of weights lists its names.
+logger = logging.get_logger(__name__)
+
+# A scan is one tensor; a batch of scans is a list of them, or a list of such lists, one for each text.
+Scans = Sequence[Any]
+
+# The name of a tensor in the published checkpoint, and the bytes at the start of a file that hold the names of its tensors.
 PUBLISHED_NAME, NAMES_BYTES = b"lang_model.model.", 4 << 20
 
-# What a quantisation leaves alone: 2 % of the published weights, and all of what they see.
-WHOLE_PARTS = ("vision_tower", "model.vision_tower", "projector", "model.projector", "lm_head")
+# Modules that stay in full precision in a quantised model: they are 2 % of the weights, and everything depends on them.
+MODULES_TO_NOT_CONVERT = ("vision_tower", "model.vision_tower", "projector", "model.projector", "lm_head")
+
+# Logit of the three image ids. Beside any real logit its softmax is exactly 0 in float32, so loss and sampling are those of
+# a vocabulary without them. It is finite in float16 too, and so are losses over the vocabulary, such as label smoothing.
+MASKED_LOGIT = -1e4
+
+# Label of a token without loss, as everywhere in PyTorch.
+IGNORE = -100
 
 # The name of the key-value cache: transformers 5.24 renamed `past_key_values`.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
-class RadFMVisionOutput(ModelOutput):
+class RadFMVisionOutput(BaseModelOutputWithPooling):
     """
     Args:
-        last_hidden_state: (P, width), the patches of all scans in the order in which the scans were given.
+        last_hidden_state: (P, V), the patches of all scans, in the order of `pixel_values`.
+        pooler_output: (I, V) for each scan, the image tokens; from `get_image_features` (I, E), as wide as the decoder.
+        hidden_states: (P, V) for the patch embedding and for each layer, with `output_hidden_states=True`.
+        attentions: for each layer a tuple with (h, L, L) for each scan, with `output_attentions=True`; None if the
+            attention implementation is not "eager".
         cu_seqlens: (N + 1,), int32; the patches of scan i are rows `cu_seqlens[i]` to `cu_seqlens[i + 1]`.
-        pooler_output: one (image tokens, width) tensor a scan; from `get_image_features` as wide as the decoder.
     """
 
-    last_hidden_state: torch.Tensor | None = None
+    pooler_output: Sequence[torch.Tensor] | None = None  # type: ignore[assignment] # scans are a list here
+    attentions: tuple[tuple[torch.Tensor, ...], ...] | None = None  # type: ignore[assignment]
     cu_seqlens: torch.Tensor | None = None
-    pooler_output: Sequence[torch.Tensor] | None = None
 
 
 @dataclass
 class RadFMModelOutputWithPast(BaseModelOutputWithPast):
-    """The decoder's output, and `image_features`: one (image tokens, decoder width) tensor a scan."""
+    """The output of the decoder, and `image_outputs`: the output of the vision tower, None for a text without scans."""
 
-    image_features: Sequence[torch.Tensor] | None = None
+    image_outputs: RadFMVisionOutput | None = None
 
 
 @dataclass
 class RadFMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """The language model's output, and `image_features`: one (image tokens, decoder width) tensor a scan."""
+    """Loss, logits, the output of the decoder, and `image_outputs`: the output of the vision tower, None without scans."""
 
-    image_features: Sequence[torch.Tensor] | None = None
-
-
-class RadFMPatchEmbedding(nn.Module):
-    """Patches of a scan → LayerNorm → Linear → LayerNorm, plus the learned position of row, column and depth.
-
-    The weights are those of a full patch (patch, patch, patch depth, channels; channel fastest). A grey scan stands for
-    equal channels and a 2D one for equal slices: LayerNorm over repeated values has the mean and variance of one copy,
-    so norm and Linear are folded into one matrix, summed over the copies, and the copies are never made.
-    """
-
-    def __init__(self, config: RadFMVisionConfig):
-        super().__init__()
-        self.config = config
-        self.full_patch = (config.patch_size, config.patch_size, config.patch_depth, config.num_channels)
-        values = config.patch_size**2 * config.patch_depth * config.num_channels
-        self.patch_norm = nn.LayerNorm(values, eps=config.layer_norm_eps)
-        self.projection = nn.Linear(values, config.hidden_size)
-        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        third = config.hidden_size // 3
-        self.rows = nn.Embedding(config.image_size // config.patch_size, third)
-        self.columns = nn.Embedding(config.image_size // config.patch_size, third)
-        self.depths = nn.Embedding(config.max_slices // config.patch_depth, third)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        self._folded: dict[tuple[bool, bool], tuple[tuple, tuple[torch.Tensor, torch.Tensor]]] = {}
-
-    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """Patches along rows, columns and depth of a scan of `shape` (channels, height, width, depth)."""
-        channels, height, width, depth = shape
-        patch, patch_depth = self.config.patch_size, self.config.patch_depth
-        if channels not in (1, self.config.num_channels):
-            raise ValueError(
-                f"A scan of shape {tuple(shape)} has {channels} channels; the vision tower takes 1 (grey) "
-                f"or {self.config.num_channels}, in the order (channels, height, width, depth)."
-            )
-        if min(height, width, depth) < 1 or height % patch or width % patch or (depth > 1 and depth % patch_depth):
-            raise ValueError(
-                f"A scan of shape {tuple(shape)} cannot be cut into patches of {patch}×{patch}×{patch_depth}: height and "
-                f"width must be multiples of {patch}, depth 1 (an image) or a multiple of {patch_depth}."
-            )
-        if max(height, width) > self.config.image_size or depth > self.config.max_slices:
-            raise ValueError(
-                f"A scan of shape {tuple(shape)} is larger than the position tables: at most {self.config.image_size} "
-                f"rows and columns and {self.config.max_slices} slices."
-            )
-        return height // patch, width // patch, max(depth // patch_depth, 1)
-
-    def positions(self, grid: tuple[int, int, int]) -> torch.Tensor:
-        """Positions of a grid's patches, (L, width): patch i of n takes row (i + 1) · ⌊N / n⌋ − 1 of a table of N."""
-        parts = []
-        for axis, (table, n) in enumerate(zip((self.rows, self.columns, self.depths), grid, strict=True)):
-            index = torch.arange(1, n + 1, device=table.weight.device) * (table.num_embeddings // n) - 1
-            part = table(index).view(*(n if a == axis else 1 for a in range(3)), -1)
-            parts.append(part.expand(*grid, -1))
-        return torch.cat(parts, dim=-1).flatten(0, 2)
-
-    def folded(self, grey: bool, flat: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The matrix and bias that stand for norm and Linear over one copy of a patch; kept while nothing changes."""
-        sources = (self.patch_norm.weight, self.patch_norm.bias, self.projection.weight, self.projection.bias)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._fold(*sources, grey, flat)
-        # Tensors made under inference_mode have no version, and nothing changes them.
-        state = tuple((id(s), 0 if s.is_inference() else s._version, s.data_ptr(), s.device, s.dtype) for s in sources)
-        known = self._folded.get((grey, flat))
-        if known is None or known[0] != state:
-            known = self._folded[grey, flat] = (state, self._fold(*sources, grey, flat))
-        return known[1]
-
-    def _fold(self, gain, shift, weight, bias, grey: bool, flat: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        matrix = (weight * gain).view(-1, *self.full_patch)
-        if grey:
-            matrix = matrix.sum(-1, keepdim=True)
-        if flat:
-            matrix = matrix.sum(-2, keepdim=True)
-        return matrix.flatten(1), bias + weight @ shift
-
-    def forward(self, scans: torch.Tensor) -> torch.Tensor:
-        """Scans of one shape (N, channels, height, width, depth) → (N · L, width)."""
-        n, channels, _, _, depth = scans.shape
-        rows, columns, depths = self.grid(scans.shape[1:])
-        patch = self.config.patch_size
-        matrix, bias = self.folded(grey=channels < self.config.num_channels, flat=depth == 1)
-        fused = kernels_for(scans.device)
-        if fused is not None:
-            tables = (self.rows.weight, self.columns.weight, self.depths.weight)
-            norm = (self.output_norm.weight, self.output_norm.bias)
-            size, eps = (patch, patch, depth // depths), self.config.layer_norm_eps
-            return self.dropout(fused.patch_embedding(scans, matrix, bias, *norm, *tables, size, None, eps))
-        patches = scans.view(n, channels, rows, patch, columns, patch, depths, depth // depths)
-        patches = patches.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)
-        normed = F.layer_norm(patches.float(), patches.shape[-1:], eps=self.config.layer_norm_eps)
-        tokens = self.output_norm(linear(normed.to(matrix.dtype), matrix, bias))
-        tokens = tokens.view(n, rows * columns * depths, -1) + self.positions((rows, columns, depths))
-        return self.dropout(tokens.flatten(0, 1))
-
-
-class RadFMVisionAttention(nn.Module):
-    """Self-attention of a scan's patches."""
-
-    def __init__(self, config: RadFMVisionConfig):
-        super().__init__()
-        self.config = config
-        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.scaling, self.dropout, self.is_causal = config.head_dim**-0.5, config.attention_dropout, False
-        self.qkv = Linear(config.hidden_size, 3 * self.heads * self.head_dim, bias=False)
-        self.output = Linear(self.heads * self.head_dim, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor, pack: PackedLengths) -> torch.Tensor:
-        query, key, value = self.qkv(hidden_states).view(-1, 3, self.heads, self.head_dim).unbind(1)
-        return self.output(packed_attention(self, query, key, value, pack, pack))
-
-
-class RadFMMLP(nn.Module):
-    """Linear, activation, Linear."""
-
-    def __init__(self, width: int, hidden: int, act: str, bias: bool):
-        super().__init__()
-        self.up = Linear(width, hidden, bias=bias)
-        self.act = ACT2FN[act]
-        self.down = Linear(hidden, width, bias=bias)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down(self.act(self.up(hidden_states)))
-
-
-class RadFMVisionLayer(GradientCheckpointingLayer):
-    """One block of the vision transformer, normed before each half."""
-
-    def __init__(self, config: RadFMVisionConfig):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = RadFMVisionAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = RadFMMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def forward(self, hidden_states: torch.Tensor, pack: PackedLengths) -> torch.Tensor:
-        hidden_states = hidden_states + self.dropout(self.attention(self.attention_norm(hidden_states), pack))
-        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
-
-
-class RadFMPerceiverAttention(nn.Module):
-    """A scan's latents ask its patches and themselves."""
-
-    def __init__(self, config: RadFMVisionConfig):
-        super().__init__()
-        self.config = config
-        self.heads, self.head_dim = config.perceiver_num_attention_heads, config.perceiver_head_dim
-        self.scaling, self.dropout, self.is_causal = self.head_dim**-0.5, 0.0, False
-        inner = self.heads * self.head_dim
-        self.patches_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.latents_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.query = Linear(config.hidden_size, inner, bias=False)
-        self.key_value = Linear(config.hidden_size, 2 * inner, bias=False)
-        self.output = Linear(inner, config.hidden_size, bias=False)
-
-    def forward(self, latents: torch.Tensor, patches: torch.Tensor, pack: LatentPack) -> torch.Tensor:
-        latents = self.latents_norm(latents)
-        query = self.query(latents).view(-1, self.heads, self.head_dim)
-        key_value, own = (
-            self.key_value(asked).view(-1, 2, self.heads, self.head_dim) for asked in (self.patches_norm(patches), latents)
-        )
-        return self.output(latent_attention(self, query, key_value, own, pack))
-
-    def patch_attention(self, latents: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """One scan's attention weights on its patches (L, width) → (L,), the mean over heads and latents."""
-        latents = self.latents_norm(latents)
-        query = self.query(latents).view(-1, self.heads, self.head_dim)
-        asked = torch.cat([self.patches_norm(patches), latents])
-        key = self.key_value(asked).view(-1, 2, self.heads, self.head_dim)[:, 0]
-        weights = torch.einsum("qhd, khd -> hqk", query.float(), key.float()).mul(self.scaling).softmax(-1)
-        return weights.mean((0, 1))[: len(patches)]
-
-
-class RadFMPerceiverLayer(GradientCheckpointingLayer):
-    """One block of the Perceiver: attention and MLP, each added to the latents."""
-
-    def __init__(self, config: RadFMVisionConfig):
-        super().__init__()
-        self.attention = RadFMPerceiverAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = RadFMMLP(config.hidden_size, config.perceiver_intermediate_size, "gelu", bias=False)
-
-    def forward(self, latents: torch.Tensor, patches: torch.Tensor, pack: LatentPack) -> torch.Tensor:
-        latents = latents + self.attention(latents, patches, pack)
-        return latents + self.mlp(self.mlp_norm(latents))
-
-
-class RadFMPerceiver(nn.Module):
-    """A scan of any number of patches → a fixed number of image tokens (Flamingo's resampler)."""
-
-    def __init__(self, config: RadFMVisionConfig):
-        super().__init__()
-        self.latents = nn.Parameter(torch.empty(config.num_image_tokens, config.hidden_size))
-        self.layers = nn.ModuleList(RadFMPerceiverLayer(config) for _ in range(config.perceiver_num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, patches: torch.Tensor, pack: PackedLengths) -> torch.Tensor:
-        """Packed patches (P, width) → (N, image tokens, width)."""
-        tokens, scans = len(self.latents), len(pack.lengths)
-        beside = LatentPack(pack, tokens, patches.device)
-        latents = self.latents.repeat(scans, 1)
-        for layer in self.layers:
-            latents = layer(latents, patches, beside)
-        return self.norm(latents).view(scans, tokens, -1)
+    image_outputs: RadFMVisionOutput | None = None
 
 
 class RadFMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation that all RadFM models share."""
+
     config_class: Any = RadFMConfig
     base_model_prefix = "model"
     input_modalities: Any = ("image", "text")
@@ -279,26 +106,34 @@ class RadFMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        # transformers looks for the interface in this file's text; it stands in `attention_radfm.py`.
+        # transformers searches this file for ALL_ATTENTION_FUNCTIONS; attention_radfm.py calls it.
         return True
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, quantization_config: Any = None, **kwargs):
-        """As everywhere in transformers; a quantisation leaves vision tower, projector and head as they are.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, quantization_config: Any = None, **kwargs: Any
+    ) -> Any:
+        """As in all of transformers. A quantisation leaves vision tower, projector and head in full precision, unless the
+        config lists other modules to skip.
 
         Raises:
             ValueError: a folder whose weights have the names of the published code.
         """
         _refuse_published_names(pretrained_model_name_or_path)
         if quantization_config is not None:
-            kwargs["quantization_config"] = _with_whole_parts(quantization_config)
+            kwargs["quantization_config"] = _skip_vision_modules(quantization_config)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in all of transformers. The code is saved too, with an `auto_map`, so that the Auto classes load the folder."""
+        self.config.auto_map = auto_map(type(self.config).__name__, type(self).__name__)
+        super().save_pretrained(*args, **kwargs)
+
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, RadFMPatchEmbedding):
-            for table in (module.rows, module.columns, module.depths):
+            for table in module.position_tables():
                 init.uniform_(table.weight)
         elif isinstance(module, RadFMPerceiver):
             init.normal_(module.latents)
@@ -318,25 +153,45 @@ def _refuse_published_names(source: Any) -> None:
             return
 
 
-def _with_whole_parts(quantization_config: Any) -> Any:
-    """The config, told to leave alone what is small and precise, unless it says itself what to leave alone."""
+def _skip_vision_modules(quantization_config: Any) -> Any:
+    """The config with `MODULES_TO_NOT_CONVERT` in its list of modules to skip, unless it has such a list."""
     for setting in ("llm_int8_skip_modules", "modules_to_not_convert"):
         if isinstance(quantization_config, dict):
             if quantization_config.get(setting) is None:
-                quantization_config = {**quantization_config, setting: list(WHOLE_PARTS)}
-        elif getattr(quantization_config, setting, WHOLE_PARTS) is None:
-            setattr(quantization_config, setting, list(WHOLE_PARTS))
+                quantization_config = {**quantization_config, setting: list(MODULES_TO_NOT_CONVERT)}
+        elif getattr(quantization_config, setting, MODULES_TO_NOT_CONVERT) is None:
+            setattr(quantization_config, setting, list(MODULES_TO_NOT_CONVERT))
     return quantization_config
 
 
+def _flatten_scans(pixel_values: Scans) -> Iterator[torch.Tensor]:
+    """The scans of a list, or of the lists of lists that `pipeline(batch_size=2)` makes, in the order of the texts."""
+    for scan in pixel_values:
+        if isinstance(scan, list | tuple):
+            yield from _flatten_scans(scan)
+        else:
+            yield scan
+
+
 class RadFMVisionModel(RadFMPreTrainedModel):
-    """The 3D vision transformer and the Perceiver alone: scans in, patch features and image tokens out."""
+    """The vision tower: scans → features of their patches and image tokens.
+
+    Examples:
+        >>> config = RadFMVisionConfig(image_size=64, max_slices=32, patch_size=16, hidden_size=48, num_hidden_layers=2,
+        ...                            num_image_tokens=4, perceiver_num_hidden_layers=1)
+        >>> tower = RadFMVisionModel(config).eval()
+        >>> outputs = tower([torch.rand(1, 64, 64, 1), torch.rand(1, 32, 32, 8)])  # an X-ray and a small CT
+        >>> outputs.last_hidden_state.shape, outputs.cu_seqlens.tolist()  # 4 · 4 patches and 2 · 2 · 2
+        (torch.Size([24, 48]), [0, 16, 24])
+        >>> [tuple(tokens.shape) for tokens in outputs.pooler_output]
+        [(4, 48), (4, 48)]
+    """
 
     config_class = RadFMVisionConfig
     base_model_prefix = "vision_tower"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _keys_to_ignore_on_load_unexpected = [r"^model\.(language_model|projector)\.", r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected: Any = [r"^model\.(language_model|projector)\.", r"^lm_head\."]
 
     def __init__(self, config: RadFMVisionConfig):
         super().__init__(config)
@@ -346,229 +201,315 @@ class RadFMVisionModel(RadFMPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As everywhere in transformers; a whole RadFM gives up its vision tower."""
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in all of transformers. A checkpoint of a whole RadFM loads as well: its vision weights."""
         kwargs.setdefault("key_mapping", {r"^model\.vision_tower\.": ""})
         return super().from_pretrained(*args, **kwargs)
 
-    def get_correct_attn_implementation(self, requested_attention: str | None, *args, **kwargs) -> str:
-        """RadFM's kernels where nobody asked for anything else and a card has them."""
+    def get_correct_attn_implementation(self, requested_attention: str | None, *args: Any, **kwargs: Any) -> str:
+        """ "radfm" if no implementation is named and a card has RadFM's kernels; else as in all of transformers."""
         if requested_attention is None and torch.cuda.is_available() and kernels_for(torch.device("cuda")) is not None:
             return "radfm"
-        return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
+        name: str = super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
+        return name
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch embedding. With frozen weights and re-entrant checkpointing, `enable_input_require_grads` hooks it."""
+        return self.patch_embedding
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.patch_embedding = value
 
     @can_return_tuple
-    def forward(self, pixel_values: Sequence[torch.Tensor], **kwargs) -> RadFMVisionOutput:
-        """Encode scans, each on its own.
+    def forward(
+        self,
+        pixel_values: Scans,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> RadFMVisionOutput:
+        """Encode scans, each independently of the others.
 
         Args:
-            pixel_values: one tensor a scan, (channels, height, width, depth): 1 channel (grey) or `num_channels`, depth
-                1 (an image) or a multiple of `patch_depth`. Values as the image processor gives them.
+            pixel_values: one (C, H, W, D) tensor a scan: 1 channel (grey) or `num_channels`, depth 1 (an image) or a
+                multiple of `patch_depth`. Values in 0…1, as the image processor gives them.
+            output_hidden_states: return the output of the patch embedding and of each layer.
+            output_attentions: return the attention weights of each layer, with `attn_implementation="eager"` only.
 
         Raises:
             ValueError: no scan, or one whose shape does not fit patches and position tables.
         """
-        patches, pack = self.encode_patches(pixel_values)
-        return RadFMVisionOutput(
-            last_hidden_state=patches,
-            cu_seqlens=pack.cu_seqlens,
-            pooler_output=list(self.perceiver(patches, pack)),
-        )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        encoded, pack = self._encode(pixel_values, bool(output_hidden_states), bool(output_attentions))
+        encoded.pooler_output = list(self.perceiver(encoded.last_hidden_state, pack))
+        return encoded
 
-    def encode_patches(self, pixel_values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, PackedLengths]:
-        """The vision transformer without the Perceiver: packed patches (P, width) in the order of the scans."""
-        if len(pixel_values) == 0:
+    def encode_patches(self, pixel_values: Scans) -> tuple[torch.Tensor, PackedLengths]:
+        """The vision transformer without the Perceiver: packed patches (P, V) in the order of the scans."""
+        encoded, pack = self._encode(pixel_values)
+        return encoded["last_hidden_state"], pack
+
+    @torch.no_grad()
+    def image_attention(self, pixel_values: Scans) -> list[torch.Tensor]:
+        """The attention of the Perceiver's last layer over the patches of each scan.
+
+        The mean over heads and image tokens of softmax(q · kᵀ). Image tokens attend to themselves as well; that part is left
+        out, so the values of a scan sum to less than 1. It is attention, not an explanation of an answer.
+
+        Args:
+            pixel_values: one (C, H, W, D) tensor a scan.
+
+        Returns:
+            One (rows, columns, depths) tensor of patches a scan.
+        """
+        scans = list(_flatten_scans(pixel_values))
+        patches, pack = self.encode_patches(scans)
+        weights = self.perceiver(patches, pack, patch_attention=True)
+        grids = [self.patch_embedding.patch_grid(scan.shape) for scan in scans]
+        return [of_scan.view(grid) for of_scan, grid in zip(weights, grids, strict=True)]
+
+    def _encode(
+        self, pixel_values: Scans, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> tuple[RadFMVisionOutput, PackedLengths]:
+        scans = list(_flatten_scans(pixel_values))
+        if len(scans) == 0:
             raise ValueError("pixel_values holds no scan; leave it out for a text without images.")
-        for scan in pixel_values:
+        for scan in scans:
             if scan.ndim != 4:
                 raise ValueError(
                     f"A scan of shape {tuple(scan.shape)} was given; pixel_values is a list with one tensor of four "
                     "axes (channels, height, width, depth) a scan."
                 )
-        # Scans of one shape side by side: they share each matrix product, and attention takes them as one batch.
-        order = sorted(range(len(pixel_values)), key=lambda i: tuple(pixel_values[i].shape))
-        lengths, embedded = [], []
-        for _, scans in groupby((pixel_values[i] for i in order), key=lambda scan: scan.shape):
-            stack = torch.stack(list(scans)).to(self.device)
+        # Sorted by shape: scans of one shape share each matrix product, and attention takes them as one batch.
+        order = sorted(range(len(scans)), key=lambda i: tuple(scans[i].shape))
+        lengths: list[int] = []
+        embedded: list[torch.Tensor] = []
+        for _, same_shape in groupby((scans[i] for i in order), key=lambda scan: scan.shape):
+            stack = torch.stack(list(same_shape))  # (N of this shape, C, H, W, D)
+            # The weights of an offloaded tower are on "meta"; accelerate then moves the scans itself.
+            stack = stack if self.device.type == "meta" else stack.to(self.device)
             embedded.append(self.patch_embedding(stack))
             lengths += [len(embedded[-1]) // len(stack)] * len(stack)
-        patches = torch.cat(embedded)
+        patches = torch.cat(embedded)  # (P, V)
         pack = PackedLengths(lengths, patches.device)
+        hidden_states, attentions = [patches], []
         for layer in self.layers:
-            patches = layer(patches, pack)
-        if order == sorted(order):
-            return patches, pack
-        given, per_scan = sorted(range(len(order)), key=order.__getitem__), patches.split(lengths)
-        return torch.cat([per_scan[i] for i in given]), PackedLengths([lengths[i] for i in given], patches.device)
+            patches, weights = layer(patches, pack)
+            if output_hidden_states:
+                hidden_states.append(patches)
+            if output_attentions and weights is not None:
+                attentions.append(weights)
+        if output_attentions and not attentions:
+            logger.warning_once("Attention weights of the vision tower need attn_implementation='eager': they are None.")
 
-    @torch.no_grad()
-    def image_attention(self, pixel_values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Where the Perceiver's last layer takes its image tokens from: its attention over each scan's patches.
+        inverse_order = sorted(range(len(order)), key=order.__getitem__)
+        sorted_already = order == inverse_order == sorted(order)
 
-        The mean over heads and image tokens of softmax(q·kᵀ). The image tokens attend to themselves as well; that part is
-        left out, so a scan's values sum to less than 1. It is attention, no explanation of an answer.
+        def restore(packed: torch.Tensor) -> torch.Tensor:
+            per_scan = packed.split(lengths)
+            return packed if sorted_already else torch.cat([per_scan[i] for i in inverse_order])
 
-        Args:
-            pixel_values: one (channels, height, width, depth) tensor a scan.
-
-        Returns:
-            One (rows, columns, depths) tensor of patches a scan.
-        """
-        patches, pack = self.encode_patches(pixel_values)
-        layers: list[Any] = list(self.perceiver.layers)
-        *earlier, last = layers
-        grids = []
-        for scan, own in zip(pixel_values, patches.split(pack.lengths), strict=True):
-            latents, tokens = self.perceiver.latents, len(self.perceiver.latents)
-            beside = LatentPack(PackedLengths([len(own)], own.device), tokens, own.device)
-            for layer in earlier:
-                latents = layer(latents, own, beside)
-            grids.append(last.attention.patch_attention(latents, own).view(self.patch_embedding.grid(scan.shape)))
-        return grids
+        restored = PackedLengths([lengths[i] for i in inverse_order], patches.device)
+        return RadFMVisionOutput(
+            last_hidden_state=restore(patches),
+            hidden_states=tuple(restore(states) for states in hidden_states) if output_hidden_states else None,
+            attentions=tuple(tuple(of_layer[i] for i in inverse_order) for of_layer in attentions) or None,
+            cu_seqlens=restored.cu_seqlens,
+        ), restored
 
 
 class RadFMModel(RadFMPreTrainedModel):
-    """Vision tower, projector and decoder, without the head that speaks words."""
+    """Vision tower, projector and decoder, without the language modelling head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected: Any = [r"^lm_head\."]
 
     def __init__(self, config: RadFMConfig):
         super().__init__(config)
         self.vision_tower = RadFMVisionModel._from_config(config.vision_config)
-        self.projector = Linear(config.vision_config.hidden_size, config.text_config.get_text_config().hidden_size)
+        # What the tower may ignore on its own would be ignored here too: transformers merges the lists of sub-models.
+        self.vision_tower._keys_to_ignore_on_load_unexpected = None
+        self.projector = nn.Linear(config.vision_config.hidden_size, config.text_config.get_text_config().hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.language_model.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.language_model.get_input_embeddings()
+        return embeddings
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Sequence[torch.Tensor], **kwargs) -> RadFMVisionOutput:
-        """Encode scans once, to ask about them often: pass the result's `pooler_output` on as `image_features`.
+    def get_image_features(self, pixel_values: Scans, **kwargs: Any) -> RadFMVisionOutput:
+        """Encode scans. To ask several questions about them, pass the `pooler_output` of the result as `image_features`.
 
         Args:
-            pixel_values: one (channels, height, width, depth) tensor a scan.
+            pixel_values: one (C, H, W, D) tensor a scan.
+            kwargs: as `RadFMVisionModel.forward`.
 
         Returns:
-            The vision tower's output, with `pooler_output` as wide as the decoder: one (image tokens, width) a scan.
+            The output of the vision tower, with image tokens of the width of the decoder: `pooler_output` is (I, E) a scan.
         """
-        outputs = self.vision_tower(pixel_values, return_dict=True)
-        outputs.pooler_output = list(self.projector(torch.stack(outputs.pooler_output)))
+        outputs: RadFMVisionOutput = self.vision_tower(pixel_values, **{**kwargs, "return_dict": True})
+        assert outputs.pooler_output is not None
+        tokens = torch.stack(list(outputs.pooler_output))  # (N, I, V)
+        # A tower in float32 before a decoder in bfloat16. Quantised weights are integers, and their layer takes any float.
+        if self.projector.weight.is_floating_point():
+            tokens = tokens.to(self.projector.weight.dtype)
+        outputs.pooler_output = list(self.projector(tokens))
         return outputs
 
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        pixel_values: Sequence[torch.Tensor] | None = None,
+        pixel_values: Scans | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         image_features: Sequence[torch.Tensor] | None = None,
         mm_encoder_outputs: dict[str, RadFMVisionOutput] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> RadFMModelOutputWithPast:
-        """Decode texts (B, T) in which image tokens stand for scans.
+        """Run the decoder on texts (B, T) in which image tokens stand for scans.
 
         Args:
-            pixel_values: the scans, (channels, height, width, depth) each, in the order of their placeholders over the
-                batch, row by row. Rows may have none.
-            image_features: in their place, what `get_image_features` gave for them; (image tokens, width) each.
-            mm_encoder_outputs: the same under "image", as transformers' `generate` hands it on.
-            kwargs: whatever the decoder takes, its key-value cache under the name that this transformers has for it.
+            pixel_values: the scans, (C, H, W, D) each, in the order of their placeholders over the batch, row by row. A row
+                may have none.
+            image_features: instead of them, the `pooler_output` of `get_image_features`: (I, E) a scan.
+            mm_encoder_outputs: {"image": the output of `get_image_features`}, as transformers' `generate` passes it.
+            kwargs: arguments of the decoder, with its key-value cache under the name that this transformers uses.
+                `output_hidden_states` and `output_attentions` apply to the vision tower too.
 
         Raises:
-            ValueError: the text has places for more or fewer scans than were given.
+            ValueError: a text with placeholders for more or fewer scans than there are.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
-        # Image tokens take the place of rows of a tensor of our own.
-        inputs_embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds.clone()
-        if image_features is None and mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
-            image_features = mm_encoder_outputs["image"].pooler_output
-        if pixel_values is not None and len(pixel_values) > 0:
-            if image_features is not None:
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, T, E)
+        assert inputs_embeds is not None
+        image_outputs = (mm_encoder_outputs or {}).get("image")
+        if image_features is not None:
+            image_outputs = RadFMVisionOutput(pooler_output=list(image_features))
+        scans = [] if pixel_values is None else list(_flatten_scans(pixel_values))
+        if scans:
+            if image_outputs is not None:
                 raise ValueError("Give scans as pixel_values or as image_features, not as both.")
-            image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
-        # A single token is a step of generation, and never a placeholder.
-        if image_features is not None or inputs_embeds.shape[1] > 1:
-            inputs_embeds = self._place(image_features, self._placeholders(input_ids, inputs_embeds), inputs_embeds)
+            wanted = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+            image_outputs = self.get_image_features(scans, return_dict=True, **wanted)
+        # A text of one token is a step of generation, and that token is never a placeholder.
+        if image_outputs is not None or inputs_embeds.shape[1] > 1:
+            inputs_embeds = self._insert_image_tokens(input_ids, inputs_embeds, image_outputs)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
-        return RadFMModelOutputWithPast(**outputs, image_features=image_features)
+        return RadFMModelOutputWithPast(**outputs, image_outputs=image_outputs)
 
-    def _placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        if input_ids is not None:
-            return input_ids == self.config.image_token_id
-        token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-        return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
-
-    def _place(
-        self, image_features: Sequence[torch.Tensor] | None, placeholders: torch.Tensor, inputs_embeds: torch.Tensor
+    def _insert_image_tokens(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_outputs: RadFMVisionOutput | None
     ) -> torch.Tensor:
-        image_features = image_features if image_features is not None else []
-        scans = len(image_features)
-        places, tokens = int(placeholders.sum()), self.config.num_image_tokens
-        if places != scans * tokens:
-            raise ValueError(
-                f"The text has places for {places / tokens:g} scans ({places} placeholders, {tokens} a scan), "
+        """Embeddings (B, T, E) in which image tokens have replaced the placeholders."""
+        if input_ids is not None:
+            placeholders = input_ids == self.config.image_token_id  # (B, T)
+        else:
+            token = torch.full((), self.config.image_token_id, device=inputs_embeds.device)
+            placeholders = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        features = [] if image_outputs is None else list(image_outputs.pooler_output or ())
+        count, tokens, scans = placeholders.sum(), self.config.num_image_tokens, len(features)
+        torch_compilable_check(
+            count == scans * tokens,
+            lambda: (
+                f"The text has places for {count.item() / tokens:g} scans ({count.item()} placeholders, {tokens} a scan), "
                 f"and {scans} scans were given: one scan for each place, in the order of the text."
-            )
+            ),
+        )
         if scans == 0:
             return inputs_embeds
-        features = torch.cat(list(image_features)).to(inputs_embeds.device, inputs_embeds.dtype)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), features)
-        # In the rows themselves: a copy of all of them takes longer than looking them up.
-        return inputs_embeds.index_put_(placeholders.nonzero(as_tuple=True), features)
+        rows = torch.cat(features).to(inputs_embeds.device, inputs_embeds.dtype)  # (N · I, E)
+        return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1).to(inputs_embeds.device), rows)
 
 
 class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
-    """RadFM as it is asked: scans and a question in, the answer's words out."""
+    """Vision tower, projector and decoder with the language modelling head: scans and a text → the next tokens.
+
+    Examples:
+        >>> vision = RadFMVisionConfig(image_size=64, max_slices=32, patch_size=16, hidden_size=48, num_hidden_layers=2,
+        ...                            num_image_tokens=4, perceiver_num_hidden_layers=1)
+        >>> text = {"model_type": "llama", "vocab_size": 103, "hidden_size": 64, "intermediate_size": 96,
+        ...         "num_hidden_layers": 2, "num_attention_heads": 4}
+        >>> config = RadFMConfig(vision_config=vision, text_config=text, image_start_token_id=100, image_end_token_id=101,
+        ...                      image_token_id=102)
+        >>> model = RadFMForConditionalGeneration(config).eval()
+        >>> input_ids = torch.tensor([[1, 100, 102, 102, 102, 102, 101, 5, 6]])  # a scan and a question of two tokens
+        >>> inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        >>> scan = torch.rand(1, 64, 64, 8)  # (C, H, W, D)
+        >>> model(**inputs, pixel_values=[scan]).logits.shape
+        torch.Size([1, 9, 103])
+        >>> model.generate(**inputs, pixel_values=[scan], max_new_tokens=3, min_new_tokens=3, pad_token_id=0).shape
+        torch.Size([1, 12])
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: RadFMConfig):
         super().__init__(config)
         decoder = config.text_config.get_text_config()
         self.model = RadFMModel(config)
+        self.model._keys_to_ignore_on_load_unexpected = None  # the head is part of this model
         self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
-        words = self.model.get_input_embeddings()
-        name = next(name for name, module in self.named_modules() if module is words)
+        self.logit_scale, self.logit_softcap = logit_scale(decoder), logit_softcap(decoder)
+        self.image_ids = (config.image_start_token_id, config.image_end_token_id, config.image_token_id)
+        embeddings = self.model.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        # `generate` compiles the decoding step with a static cache if the decoder's own class can be compiled.
+        self._can_compile_fullgraph = self.model.language_model._can_compile_fullgraph
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.model.get_input_embeddings()
+        return embeddings
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Sequence[torch.Tensor], **kwargs) -> RadFMVisionOutput:
+    def get_image_features(self, pixel_values: Scans, **kwargs: Any) -> RadFMVisionOutput:
         """As `RadFMModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, **kwargs)
+        outputs: RadFMVisionOutput = self.model.get_image_features(pixel_values, **kwargs)
+        return outputs
 
-    def image_attention(self, pixel_values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def image_attention(self, pixel_values: Scans) -> list[torch.Tensor]:
         """As `RadFMVisionModel.image_attention`."""
-        return self.model.vision_tower.image_attention(pixel_values)
+        grids: list[torch.Tensor] = self.model.vision_tower.image_attention(pixel_values)
+        return grids
 
-    def generate(self, *args, image_features: Sequence[torch.Tensor] | None = None, **kwargs) -> Any:
-        """As everywhere in transformers; `image_features` stands for `pixel_values` that were encoded before."""
-        if kwargs.get("pixel_values") is None or len(kwargs["pixel_values"]) == 0:
-            kwargs.pop("pixel_values", None)
+    def generate(self, *args: Any, image_features: Sequence[torch.Tensor] | None = None, **kwargs: Any) -> Any:
+        """As in all of transformers, with `pixel_values`, or with `image_features` as `forward` takes them."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        scans = [] if pixel_values is None else list(_flatten_scans(pixel_values))
+        if scans:
+            kwargs["pixel_values"] = scans
         if image_features is not None:
             kwargs["mm_encoder_outputs"] = {"image": RadFMVisionOutput(pooler_output=list(image_features))}
         return super().generate(*args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, mm_encoder_outputs=None, inputs_embeds=None, **kwargs):
-        # `generate` reads in these names what it may be given.
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        mm_encoder_outputs: dict[str, RadFMVisionOutput] | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in all of transformers, which checks the arguments of `generate` against the names of this signature."""
         kwargs.update(mm_encoder_outputs=mm_encoder_outputs, inputs_embeds=inputs_embeds)
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        # `generate` takes the first pass of an assistant model for a later one, and would take its scans away.
-        cache = kwargs.get(CACHE)
-        if mm_encoder_outputs and (cache is None or cache.get_seq_length() == 0):
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        # The prefill of an assistant model is not flagged as the first iteration, so transformers drops its scans.
+        ids = inputs.get("input_ids")
+        if mm_encoder_outputs and (ids is None or (ids.shape[1] > 1 and (ids == self.config.image_token_id).any())):
             inputs["mm_encoder_outputs"] = mm_encoder_outputs
         return inputs
 
@@ -576,7 +517,7 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        pixel_values: Sequence[torch.Tensor] | None = None,
+        pixel_values: Scans | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -585,21 +526,41 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         loss_weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        loss_weight_sum: torch.Tensor | float | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> RadFMCausalLMOutputWithPast:
-        """`RadFMModel.forward`, then logits (B, T, vocabulary) and, with `labels`, the loss.
+        """`RadFMModel.forward`, then logits (B, T, vocabulary) and, with labels, the loss.
+
+        With nll the negative log-likelihood of each label and w its weight, the loss is
+
+            Σ w · nll / Σ w                                              of one batch alone;
+            Σ w · nll / Σ w · (labels of this batch / num_items_in_batch)  with `num_items_in_batch`;
+            Σ w · nll / loss_weight_sum                                  with `loss_weight_sum`;
+
+        and 0, with a gradient of 0, if all weights are 0. A label of -100 or of an image id has no nll; its weight counts in
+        Σ w, as in the published code. Labels are counted as `Trainer` counts them: all but -100, image ids included.
 
         Args:
-            labels: (B, T), not shifted; -100 and the image marks cost nothing.
-            loss_weights: (B, T), the weight of each label (the paper: 3 a medical term, 1 an answer's other words, 0 the
-                rest). The loss is Σ weight · nll / Σ weight; without them the plain mean.
-            num_items_in_batch: what to divide by instead, when one step of the optimiser sees several batches: the sum of
-                `loss_weights`, or without them the number of labels, of all of its batches.
-            cache, past_key_values: the decoder's key-value cache, under either of its names.
+            labels: (B, T), not shifted.
+            loss_weights: (B, T), the weight of each label (paper: 3 for medical terms, 1 for the other words of an answer, 0
+                for the rest). Without them each label that has an nll weighs 1.
+            num_items_in_batch: number of labels in all micro-batches of an optimiser step, as `Trainer` passes it. The sum
+                of the losses is then the mean over micro-batches, each in proportion to its labels.
+            loss_weight_sum: sum of `loss_weights` (shifted) over all micro-batches and ranks of an optimiser step. The sum
+                of the losses is then exactly the loss of one large batch. Takes precedence over `num_items_in_batch`.
+            logits_to_keep: compute only the last so many logits, or those at these positions; 0 for all.
+            cache, past_key_values: the key-value cache of the decoder, under either name.
+            kwargs: `shift_labels` (B, T), shifted already: the label of position t is the token t + 1. They take precedence
+                over `labels`, and `loss_weights` are then shifted too. The rest is for `RadFMModel.forward`.
+
+        Returns:
+            No `logits` from a training step with `loss_weights` on a card with RadFM's kernels: the fused loss makes none.
         """
+        # Not in the signature: `Trainer` would take a batch without it for one without labels.
+        shift_labels = kwargs.pop("shift_labels", None)
         kwargs[CACHE] = past_key_values if cache is None else cache
         outputs = self.model(
             input_ids=input_ids,
@@ -612,49 +573,98 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
-        marks = [self.config.image_start_token_id, self.config.image_end_token_id, self.config.image_token_id]
-        cap = getattr(self.config.text_config.get_text_config(), "final_logit_softcapping", None)
-        others = {k: v for k, v in outputs.items() if k != "last_hidden_state"}
-        fused = kernels_for(outputs.last_hidden_state.device)
-        if self.training and labels is not None and loss_weights is not None and cap is None and fused is not None:
-            # The logits of a training step are the largest thing in memory, and nobody reads them.
-            silent = labels.new_tensor(marks)
-            loss = fused.weighted_cross_entropy(
-                outputs.last_hidden_state[:, :-1].flatten(0, 1),
-                self.lm_head.weight,
-                labels.masked_fill(torch.isin(labels, silent), -100)[:, 1:].flatten(),
-                loss_weights[:, 1:].flatten(),
-                silent,
-                num_items_in_batch,
-            )
-            return RadFMCausalLMOutputWithPast(loss=loss, **others)
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        # The marks are read and never spoken: the published head has no rows for them.
-        logits[..., marks] = torch.finfo(logits.dtype).min
+        hidden_states = outputs.last_hidden_state  # (B, T, E)
+        other_outputs = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        targets = None
+        if labels is not None or shift_labels is not None:
+            targets = self._targets(labels, shift_labels, loss_weights, num_items_in_batch, loss_weight_sum, hidden_states)
+        if targets is not None and loss_weights is not None and self.training:
+            loss = self._fused_loss(hidden_states, *targets)
+            if loss is not None:
+                return RadFMCausalLMOutputWithPast(loss=loss, **other_outputs)
 
-        loss = None
-        if labels is not None:
-            labels = labels.masked_fill(torch.isin(labels, labels.new_tensor(marks)), -100)
-            if loss_weights is None:
-                loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch)
-            else:
-                loss = weighted_loss(logits, labels, loss_weights, num_items_in_batch)
-        return RadFMCausalLMOutputWithPast(loss=loss, logits=logits, **others)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_states[:, keep])
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
+        if self.logit_softcap is not None:
+            logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
+        for image_id in self.image_ids:
+            logits[..., image_id] = MASKED_LOGIT
+        loss = None if targets is None else weighted_loss(logits, *targets)
+        return RadFMCausalLMOutputWithPast(loss=loss, logits=logits, **other_outputs)
+
+    def _targets(
+        self,
+        labels: torch.Tensor | None,
+        shift_labels: torch.Tensor | None,
+        loss_weights: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | float | None,
+        loss_weight_sum: torch.Tensor | float | None,
+        hidden_states: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Labels and weights aligned with the logits, both (B, T), and the divisor of the loss."""
+        if shift_labels is None:
+            assert labels is not None
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # (B, T)
+            loss_weights = None if loss_weights is None else F.pad(loss_weights[:, 1:], (0, 1))
+        shift_labels = shift_labels.to(hidden_states.device)
+        count = (shift_labels != IGNORE).sum()
+        for image_id in self.image_ids:
+            shift_labels = shift_labels.masked_fill(shift_labels == image_id, IGNORE)
+        weights = (shift_labels != IGNORE) if loss_weights is None else loss_weights
+        weights = weights.to(hidden_states.device, torch.float32)
+        if loss_weight_sum is not None:
+            divisor = torch.as_tensor(loss_weight_sum, dtype=torch.float32, device=weights.device)
+        elif num_items_in_batch is not None:
+            items = torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=weights.device)
+            divisor = weights.sum() * items / count.clamp_min(1)
+        else:
+            divisor = weights.sum()
+        # All weights 0: the sum above the divisor is 0 too, and the loss 0 / 1. NaN would end a training, and an error on
+        # one rank would leave the others waiting.
+        return shift_labels, weights, divisor.masked_fill(divisor == 0, 1)
+
+    def _fused_loss(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, divisor: torch.Tensor
+    ) -> torch.Tensor | None:
+        """`weighted_loss` by RadFM's kernels, which never hold all logits, the largest tensor of a training step.
+
+        None where they do not run, or where the logits are more than the product with the weight of a plain head.
+        """
+        fused = kernels_for(hidden_states.device)
+        if fused is None or not is_plain(self.lm_head) or self.logit_scale != 1 or self.logit_softcap is not None:
+            return None
+        rows = hidden_states.flatten(0, 1)  # (B · T, E)
+        masked = torch.tensor(self.image_ids, device=labels.device)
+        loss: torch.Tensor = fused.weighted_cross_entropy(
+            rows, self.lm_head.weight, labels.flatten(), weights.flatten(), masked, divisor
+        )
+        return loss
 
 
 def weighted_loss(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, total: torch.Tensor | float | None = None
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, divisor: torch.Tensor | float
 ) -> torch.Tensor:
-    """Σ w · nll / Σ w over the next tokens: labels and weights (B, T) move one left, as in the published code.
+    """Σ weight · nll / divisor.
 
-    A label of -100 costs nothing, and its weight still counts in the sum that divides; `total` takes that sum's place.
+    Args:
+        logits: (B, T, vocabulary).
+        labels: (B, T), aligned with the logits; -100 has an nll of 0.
+        weights: (B, T), float32.
+
+    Examples:
+        >>> logits, labels, weights = torch.zeros(1, 2, 4), torch.tensor([[3, -100]]), torch.tensor([[2.0, 0.0]])
+        >>> weighted_loss(logits, labels, weights, divisor=2.0)  # log 4
+        tensor(1.3863)
     """
-    labels, weights = labels[:, 1:].flatten(), weights[:, 1:].flatten().to(logits.device, torch.float32)
-    nll = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.to(logits.device), reduction="none")
-    return (weights * nll).sum() / (weights.sum() if total is None else total)
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return (weights.flatten() * nll).sum() / divisor
 
+
+# Saving copies this file and what it imports, so that the folder loads with `trust_remote_code=True` alone.
+RadFMVisionModel.register_for_auto_class("AutoModel")
+RadFMModel.register_for_auto_class("AutoModel")
+RadFMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = ["RadFMForConditionalGeneration", "RadFMModel", "RadFMPreTrainedModel", "RadFMVisionModel"]

@@ -68,7 +68,7 @@ class Plain:
         n, c, h, w, d = batch.shape
         cut = batch.view(n, c, h // 32, 32, w // 32, 32, d // 4, 4).permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
         tokens = embedding.output_norm(embedding.projection(embedding.patch_norm(cut)))
-        return embedding.dropout(tokens + embedding.positions((h // 32, w // 32, d // 4)))
+        return embedding.dropout(tokens + embedding.positions((h // 32, w // 32, d // 4), tokens.device))
 
     def attention(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         query, key, value = self.linear(module.qkv, x).chunk(3, -1)
@@ -122,7 +122,8 @@ def matmul_rate() -> float:
 
 def tower_operations(patches: int, config: RadFMVisionConfig, values: int) -> float:
     """Multiplications and additions of a scan's way through tower and Perceiver."""
-    width, inner, mlp = config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size
+    width, inner = config.hidden_size, config.num_attention_heads * int(config.head_dim or 0)
+    mlp = config.intermediate_size
     layer = patches * (4 * width * inner + 2 * width * mlp) + 2 * patches**2 * inner
     latents, own = config.num_image_tokens, config.perceiver_num_attention_heads * config.perceiver_head_dim
     asked = patches + latents
@@ -188,8 +189,8 @@ def lookup() -> None:
         return F.one_hot(ids, len(table) + len(images)).to(whole.dtype) @ whole
 
     def ours() -> torch.Tensor:
-        words = F.embedding(ids.clamp(max=WORDS + 1), table)
-        return words.index_put_((ids >= WORDS + 2).nonzero(as_tuple=True), images)
+        embeddings = F.embedding(ids.clamp(max=WORDS + 1), table)
+        return embeddings.masked_scatter((ids >= WORDS + 2).unsqueeze(-1), images)
 
     assert torch.equal(plain(), ours())
     theirs, own, times = ratio(plain, ours)

@@ -1,4 +1,4 @@
-"""What 16, 8 and 4 bits cost: how far logits move from float32, and how many greedy tokens and answers stay the same.
+"""The error of 16, 8 and 4 bits: how far logits move from float32, and how many greedy tokens and answers stay the same.
 
     python benchmarks/quantisation.py ../shared
 
@@ -10,13 +10,14 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from radfm.cli.chat import load_model
 from radfm.conversion.convert import convert
-from radfm.conversion.parity import cases, greedy_tokens, stages
+from radfm.conversion.memory import BYTES
+from radfm.conversion.parity import compare_greedy_tokens, compare_stages, read_cases
+from radfm.conversion.tensors import DTYPES
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 from radfm.training.demo.datasets import Sample, read_packs
@@ -24,43 +25,43 @@ from radfm.training.demo.evaluate import OPEN_QUESTIONS, GreedyAnswerer
 from radfm.training.demo.qa_templates import answerable_labels
 
 ROOT = Path(__file__).parent.parent
-WAYS = ("float32", "bfloat16", "8 bits", "4 bits")
+WAYS = tuple(BYTES)
 SCANS = 400
 
 
-def load(folder: Path, way: str) -> Any:
-    if way in ("8 bits", "4 bits"):
-        return load_model(str(folder), "cpu", int(way[0]))
-    return RadFMForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, way)).eval()
+def load(folder: Path, way: str) -> RadFMForConditionalGeneration:
+    if way in DTYPES:
+        return RadFMForConditionalGeneration.from_pretrained(folder, dtype=DTYPES[way]).eval()
+    return load_model(str(folder), "cpu", int(way[0]))
 
 
 def small_reference(folder: Path) -> dict[str, tuple[float, float, float]]:
-    """Of each way: the largest logit error, the root mean square one as a share of the logits' spread, equal tokens."""
+    """For each precision: largest logit error, RMS error relative to the standard deviation, share of equal tokens."""
     meta = json.loads((folder / "cases.json").read_text())
     language = {k: v for k, v in meta["config"]["language"].items() if not k.endswith("token_id")}
-    found = {}
-    with tempfile.TemporaryDirectory() as place:
-        convert(folder, Path(place), text_config={"model_type": "llama", **language})
+    results = {}
+    with tempfile.TemporaryDirectory() as converted:
+        convert(folder, Path(converted), text_config={"model_type": "llama", **language})
         for way in WAYS:
-            model, errors, logits, same = load(Path(place), way), [], [], []
-            for case in cases(folder):
-                for stage, got, wanted in stages(model, case):
+            model, errors, logits, equal = load(Path(converted), way), [], [], []
+            for case in read_cases(folder):
+                for stage, got, stored in compare_stages(model, case):
                     if stage == "logits":
-                        errors.append((got.float() - wanted).flatten())
-                        logits.append(wanted.flatten())
-                for said, words in greedy_tokens(model, case):
-                    same += [a == b for a, b in zip(said, words, strict=False)]
-                    same += [False] * abs(len(words) - len(said))
-            found[way] = (*_error(torch.cat(errors), torch.cat(logits)), sum(same) / len(same))
-    return found
+                        errors.append((got.float() - stored).flatten())
+                        logits.append(stored.flatten())
+                for generated, stored_ids in compare_greedy_tokens(model, case):
+                    equal += [a == b for a, b in zip(generated, stored_ids, strict=False)]
+                    equal += [False] * abs(len(stored_ids) - len(generated))
+            results[way] = (*_error(torch.cat(errors), torch.cat(logits)), sum(equal) / len(equal))
+    return results
 
 
 def _error(errors: torch.Tensor, logits: torch.Tensor) -> tuple[float, float]:
     return errors.abs().max().item(), (errors.square().mean().sqrt() / logits.std()).item()
 
 
-def asked_about(folder: Path, processor: RadFMProcessor) -> tuple[list[Sample], list[str]]:
-    """Scans that the demo checkpoint never saw, spread over the packs, and a question that each can answer."""
+def select_questions(folder: Path, processor: RadFMProcessor) -> tuple[list[Sample], list[str]]:
+    """Held-out scans, spread over the packs, and for each a question whose answer is known."""
     held_out = [s for s in read_packs(folder, processor.image_processor) if s.split == "val"]
     samples = held_out[:: max(len(held_out) // SCANS, 1)]
     abouts = ("finding", "modality", "body_part", "plane")
@@ -72,30 +73,34 @@ def asked_about(folder: Path, processor: RadFMProcessor) -> tuple[list[Sample], 
 
 
 @torch.inference_mode()
-def next_word_logits(
-    model: Any, processor: RadFMProcessor, samples: list[Sample], questions: list[str], answers: list[str]
+def next_token_logits(
+    model: RadFMForConditionalGeneration,
+    processor: RadFMProcessor,
+    samples: list[Sample],
+    questions: list[str],
+    answers: list[str],
 ) -> torch.Tensor:
-    """Logits (words of all answers, vocabulary) where each answer's next word is said, given the words before it."""
-    found = []
+    """Logits (tokens of all answers, vocabulary) of each answer's next token, with teacher forcing."""
+    rows = []
     for sample, question, answer in zip(samples, questions, answers, strict=True):
         prompt = processor(text=processor.full_image_sequence + question, return_tensors="pt")["input_ids"].shape[1]
         inputs = processor(text=f"{processor.full_image_sequence}{question} {answer}", return_tensors="pt")
         logits = model(**inputs, pixel_values=[sample.pixels.float() / 255]).logits[0, prompt - 1 :]
-        found.append(logits[:, : model.config.image_start_token_id].float())
-    return torch.cat(found)
+        rows.append(logits[:, : model.config.image_start_token_id].float())
+    return torch.cat(rows)
 
 
 def demo(folder: Path) -> dict[str, tuple[float, float, float, float]]:
-    """As `small_reference`, and the share of whole answers that stay the same."""
+    """As `small_reference` on the demo checkpoint, and the share of whole answers that stay the same."""
     processor = RadFMProcessor.from_pretrained(ROOT)
-    samples, questions = asked_about(folder, processor)
+    samples, questions = select_questions(folder, processor)
     found, answers, logits = {}, [], torch.empty(0)
     for way in WAYS:
         model = load(ROOT, way)
         said = GreedyAnswerer(model, processor)(samples, questions)
         if way == WAYS[0]:
-            answers, logits = said, next_word_logits(model, processor, samples, questions, said)
-        got = next_word_logits(model, processor, samples, questions, answers)
+            answers, logits = said, next_token_logits(model, processor, samples, questions, said)
+        got = next_token_logits(model, processor, samples, questions, answers)
         same = (got.argmax(-1) == logits.argmax(-1)).float().mean().item()
         whole = sum(a == b for a, b in zip(said, answers, strict=True)) / len(answers)
         found[way] = (*_error(got - logits, logits), same, whole)

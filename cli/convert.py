@@ -1,6 +1,7 @@
 """`radfm convert`: the published weights into a model repository, and back."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,18 +11,18 @@ from .common import refuse
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="The published .bin, its zip (all parts), a folder with it, a Hub id.")],
+    source: Annotated[str, typer.Argument(help="The published .bin, a zip or folder that holds it, or a Hub id.")],
     out: Annotated[Path, typer.Argument(help="The folder of the new model repository.")],
     part: Annotated[str, typer.Option(help="all, or vision: the 3D ViT and Perceiver alone.")] = "all",
-    decoder: Annotated[str | None, typer.Option(help="Folder or Hub id of another causal decoder to take.")] = None,
-    text_config: Annotated[Path | None, typer.Option(help="JSON with what the tensors do not tell of the decoder.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="Folder or Hub id of another causal decoder.")] = None,
+    text_config: Annotated[Path | None, typer.Option(help="JSON of decoder settings that shapes do not tell.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id of LLaMA's tokenizer.")] = None,
-    published_generation: Annotated[bool, typer.Option(help="Keep the published stopping rule, id 1 instead of 2.")] = False,
-    reference: Annotated[Path | None, typer.Option(help="Folder with the published code's numbers to compare.")] = None,
+    published_generation: Annotated[bool, typer.Option(help="Stop at id 1, as the published code does.")] = False,
+    reference: Annotated[Path | None, typer.Option(help="Folder with the published code's numbers.")] = None,
     to_published: Annotated[bool, typer.Option(help="The other way: SOURCE is a RadFM folder, OUT a .bin.")] = False,
 ) -> None:
-    """Make a model repository of the published checkpoint, tensor by tensor; interrupted, start it again.
+    """Convert the published checkpoint into a model repository, tensor by tensor. If it is interrupted, start it again.
 
     Examples:
 
@@ -66,14 +67,16 @@ def convert(
             lines = _with_progress(lambda progress: convert_checkpoint(source, out, **options, progress=progress))
     except ConversionError as error:
         refuse(str(error))
-    except (OSError, json.JSONDecodeError) as error:
-        refuse(f"{text_config or source}: cannot be read ({error}).")
+    except json.JSONDecodeError as error:
+        refuse(f"{text_config}: is no JSON ({error}).")
+    except OSError as error:
+        refuse(f"{error.filename or source}: cannot be read or written ({error.strerror or error}).")
     for line in lines:
         print(line)
 
 
-def _with_progress(work: Any) -> Any:
-    """Run a long job that tells of each tensor, with a line that shows where it is."""
+def _with_progress(work: Callable[[Callable[[str, int], None]], list[str]]) -> list[str]:
+    """Run `work`, which calls its argument with the name and bytes of each tensor, and draw a progress bar of that."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .common import MODEL_REPOSITORY, check_model, refuse
+from .common import PACKAGE, ModelOption, find_model, refuse
 
 
 def demo(
-    model: Annotated[str, typer.Option(help="A folder or a Hub id; the demo checkpoint where it is left out.")] = "",
-    port: Annotated[int | None, typer.Option(help="The first free one from 7860 where it is left out.")] = None,
+    model: ModelOption = "",
+    port: Annotated[int | None, typer.Option(help="By default the first free port from 7860.")] = None,
 ) -> None:
-    """Show scans to the model in a browser: a viewer, a conversation, where it looked. Nothing leaves this machine.
+    """Open the Space in a browser: view scans, ask about them, see where the model looked. Nothing leaves this machine.
 
     Examples:
 
@@ -24,10 +24,9 @@ def demo(
     """
     if find_spec("gradio") is None:
         refuse("radfm demo needs gradio: pip install 'gradio[mcp]'.")
-    model = model or str(MODEL_REPOSITORY)
-    check_model(model)
-    # As on the Hub, where the folder is a repository of its own.
-    sys.path.insert(0, str(MODEL_REPOSITORY / "space"))
+    model = find_model(model)
+    # On the Hub the folder is a repository of its own, so its modules import each other by bare names.
+    sys.path.insert(0, str(PACKAGE / "space"))
     try:
         import_module("app").serve(model, port)
     except OSError as error:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from radfm.affine_radfm import AXIS_LETTERS, opposite_letters
 from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.scan_radfm import Scan, ScanError, to_ras
 
-LETTERS = ("LR", "PA", "IS")
 PLANES = ("axial", "coronal", "sagittal")
 # Of each plane: the axes of RAS along which its rows and columns run, and the one through it. As a radiologist hangs them,
 # rows run to the back or the feet and columns to the left or the back, against RAS.
@@ -19,29 +19,10 @@ PIXELS_PER_PLANE, MARGIN, BARS_MM = 360, 28, (100, 50, 20, 10, 5, 2, 1)
 
 def describe(path: str, scan: Scan) -> Iterator[str]:
     """Lines a person reads."""
-    channels, *size = scan.voxels.shape
     kind = "volume" if scan.is_volume else "image"
-    yield f"{path}: {scan.modality or 'modality unknown'}, {kind}{', colour' if channels == 3 else ''}"
-    if scan.series:
-        yield f"  series    {scan.series}"
-    yield f"  size      {' × '.join(map(str, size))} voxels (rows, columns, slices)"
-    if scan.spacing is not None:
-        extent = " × ".join(f"{n * mm:.0f}" for n, mm in zip(size, scan.spacing, strict=True))
-        yield f"  spacing   {' × '.join(f'{mm:.4g}' for mm in scan.spacing)} mm; {extent} mm in all"
-    if scan.affine is not None:
-        rows, columns, slices = _letters(scan.affine)
-        yield f"  axes      rows run to {rows}, columns to {columns}, slices to {slices}"
-    yield f"  values    {scan.voxels.min():g} to {scan.voxels.max():g}{' HU' if scan.modality == 'CT' else ''}"
-    for low, high in scan.windows:
-        yield f"  window    {low:g} to {high:g} (centre {(low + high) / 2:g}, width {high - low:g})"
-    for warning in scan.warnings:
-        yield f"  warning   {warning}"
-
-
-def _letters(affine: np.ndarray) -> list[str]:
-    """Where each voxel axis runs to: R, L, A, P, S or I."""
-    strongest = np.abs(affine[:3, :3]).argmax(axis=0)
-    return [LETTERS[a][int(affine[a, axis] > 0)] for axis, a in enumerate(strongest)]
+    yield f"{path}: {scan.modality or 'modality unknown'}, {kind}"
+    for label, value in scan.describe():
+        yield f"  {label.lower():<9} {value}"
 
 
 def draw(scan: Scan, file: Path) -> None:
@@ -53,20 +34,22 @@ def draw(scan: Scan, file: Path) -> None:
     low, high = RadFMImageProcessor().intensity_windows(scan)[0]
     if scan.affine is None or scan.spacing is None or not scan.is_volume:
         mm = scan.spacing or (1.0, 1.0, 1.0)
-        ends = None if scan.affine is None else _ends(*_letters(scan.affine)[:2])
+        letters = scan.orientation_letters()
+        ends = None if letters is None else _ends(letters[0], letters[1])
         middle = scan.voxels[..., scan.voxels.shape[-1] // 2]
         panels = [_panel(middle, (mm[0], mm[1]), (low, high), ends, scan.spacing is not None)]
     else:
-        voxels, spacing = to_ras(scan)
+        ras = to_ras(scan)
+        assert ras.spacing is not None
         panels = []
         for plane in PLANES:
             rows, columns, through = AXES[plane]
-            middle = np.take(voxels, voxels.shape[through + 1] // 2, axis=through + 1)
+            middle = np.take(ras.voxels, ras.voxels.shape[through + 1] // 2, axis=through + 1)
             if rows > columns:
                 middle = middle.transpose(0, 2, 1)
             middle = middle[:, ::-1, ::-1]
-            ends = _ends(LETTERS[rows][0], LETTERS[columns][0])
-            panels.append(_panel(middle, (spacing[rows], spacing[columns]), (low, high), ends, True))
+            ends = _ends(AXIS_LETTERS[rows][0], AXIS_LETTERS[columns][0])
+            panels.append(_panel(middle, (ras.spacing[rows], ras.spacing[columns]), (low, high), ends, True))
     sheet = Image.new("L", (sum(p.width for p in panels), max(p.height for p in panels)))
     left = 0
     for panel in panels:
@@ -77,8 +60,7 @@ def draw(scan: Scan, file: Path) -> None:
 
 def _ends(down: str, right: str) -> tuple[str, str, str, str]:
     """Letters above, below, left and right of a picture whose rows run to `down` and columns to `right`."""
-    other = dict(zip("LRPAIS", "RLAPSI", strict=True))
-    return other[down], down, other[right], right
+    return opposite_letters(down), down, opposite_letters(right), right
 
 
 def _panel(voxels: np.ndarray, mm: tuple[float, float], window: tuple[float, float], ends: Any, with_bar: bool) -> Any:

@@ -1,11 +1,13 @@
-"""The command line. Each command imports the model when it runs, so that `radfm --help` is instant."""
+"""The command `radfm`. Each subcommand imports torch and the model when it runs, so that `radfm --help` is instant."""
 
 import typer
 
 from .ask import ask
 from .convert import convert
+from .data import data
 from .demo import demo
 from .inspect import inspect
+from .train import train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,8 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (ask, inspect, convert, demo):
+for command in (ask, inspect, convert, demo, train):
     app.command()(command)
+app.add_typer(data, name="data")
 
 
 @app.callback()

@@ -1,6 +1,8 @@
-"""A converted model held against the published code's own numbers: the largest error at each stage from scan to word.
+"""Parity with the published code: the largest error of a converted model at each stage from scan to token.
 
-A reference is a folder with `cases.json` (sizes, shapes, greedy ids) and `cases.safetensors` (tensors `CASE.NAME`).
+A reference is a folder with `cases.json` (sizes, shapes, greedy ids) and `cases.safetensors` (tensors `CASE.NAME`), both
+written by the published code. The published vocabulary has one id for each placeholder (`<image0>` to `<image3199>`, 32 a
+scan) in the order of the scans in storage; RadFM has one placeholder, and takes scans in the order of the text.
 """
 
 import json
@@ -11,102 +13,116 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from .names import ConversionError
+from radfm.modeling_radfm import RadFMForConditionalGeneration
 
-MARKS, IMAGE_TOKENS = 2, 32
+from .names import ConversionError
+from .tensors import LEARNED_MARKS
+
+TOKENS_PER_SCAN = 32
+PUBLISHED_EOS, PUBLISHED_PAD, MAX_NEW_TOKENS = 1, 0, 12
+PATCH_DEPTH = 4
 
 
 class Case:
-    """A stored case in this model's terms: placeholders for `<imageK>`, and scans in the order of the text.
+    """A stored case as RadFM's inputs.
 
-    Grey scans are given as one channel and images as one slice, so the folding of the patch embedding is in each number.
+    Grey scans are one channel and images one slice, so that the folded patch embedding takes part in each number.
+
+    Args:
+        name: the case's name.
+        about: its entry in `cases.json`.
+        data: all tensors of `cases.safetensors`.
+        vocab_size: the size of the published vocabulary without the image tokens.
     """
 
-    def __init__(self, name: str, about: dict[str, Any], data: dict[str, torch.Tensor], words: int):
-        self.name, self.about, self.words = name, about, words
+    def __init__(self, name: str, about: dict[str, Any], data: dict[str, torch.Tensor], vocab_size: int):
+        self.name, self.about, self.vocab_size = name, about, vocab_size
         self.data = {key.split(".", 1)[1]: value for key, value in data.items() if key.startswith(f"{name}.")}
-        placeholder = words + MARKS
-        self.ids = self.data["input_ids"].clamp(max=placeholder)
-        self.rows: list[list[torch.Tensor]] = []
-        self.named: list[tuple[int, int]] = []
+        first_placeholder = vocab_size + LEARNED_MARKS
+        self.input_ids = self.data["input_ids"].clamp(max=first_placeholder)
+        # For each row its scans, and for each scan of the text (row, number in storage).
+        self.scans: list[list[torch.Tensor]] = []
+        self.storage_index: list[tuple[int, int]] = []
         for row, ids in enumerate(self.data["input_ids"]):
-            places = [int(i) - placeholder for i in ids if i >= placeholder]
-            scans = [place // IMAGE_TOKENS for place in places if place % IMAGE_TOKENS == 0]
-            self.named += [(row, scan) for scan in scans]
-            self.rows.append([self._folded(row, scan) for scan in scans])
-        self.pixel_values = [scan for row in self.rows for scan in row]
-        self.text: dict[str, Any] = {"input_ids": self.ids, "attention_mask": self.data["attention_mask"]}
+            placeholders = [int(i) - first_placeholder for i in ids if i >= first_placeholder]
+            numbers = [number // TOKENS_PER_SCAN for number in placeholders if number % TOKENS_PER_SCAN == 0]
+            self.storage_index += [(row, number) for number in numbers]
+            self.scans.append([self._unrepeated_scan(row, number) for number in numbers])
+        self.pixel_values = [scan for of_row in self.scans for scan in of_row]
+        self.inputs: dict[str, Any] = {"input_ids": self.input_ids, "attention_mask": self.data["attention_mask"]}
         if self.pixel_values:
-            self.text["pixel_values"] = self.pixel_values
+            self.inputs["pixel_values"] = self.pixel_values
 
-    def _folded(self, row: int, number: int) -> torch.Tensor:
-        """As stored, once for each channel and slice that are equal; slices are repeated where the patch needs more."""
+    def _unrepeated_scan(self, row: int, number: int) -> torch.Tensor:
+        """(C, H, W, D) from storage, which has equal channels and slices once; a volume gets its slices back."""
         scan = self.data["vision_u8"][row, number].float() / 255
         depth = self.about["vision_shape"][-1]
-        return scan.expand(*scan.shape[:-1], depth) if scan.shape[-1] == 1 and depth > 4 else scan
+        return scan.expand(*scan.shape[:-1], depth) if scan.shape[-1] == 1 and depth > PATCH_DEPTH else scan
 
-    def of_named(self, name: str) -> torch.Tensor:
-        """A stored tensor of each scan (scans, tokens, width), only of the scans that the text names."""
+    def stored_per_scan(self, name: str) -> torch.Tensor:
+        """A stored tensor (N, tokens, width) of the N scans in the order of the text."""
         rows, scans = self.about["vision_shape"][:2]
         stored = self.data[name].reshape(rows, scans, -1, self.data[name].shape[-1])
-        return torch.stack([stored[row, scan] for row, scan in self.named])
+        return torch.stack([stored[row, number] for row, number in self.storage_index])
 
 
-def cases(folder: Path) -> Iterator[Case]:
-    """The cases of a reference. Raises `ConversionError`."""
+def read_cases(folder: Path) -> Iterator[Case]:
+    """The cases of a reference. Raises `ConversionError` where the folder holds none."""
     try:
         meta, data = json.loads((folder / "cases.json").read_text()), load_file(folder / "cases.safetensors")
     except OSError as error:
         raise ConversionError(f"{folder}: is no reference (cases.json and cases.safetensors): {error}.") from error
-    words = meta["config"]["language"]["vocab_size"]
+    vocab_size = meta["config"]["language"]["vocab_size"]
     for name, about in meta["cases"].items():
-        yield Case(name, about, data, words)
+        yield Case(name, about, data, vocab_size)
 
 
 @torch.no_grad()
-def stages(model: Any, case: Case) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Name, what the model gives and what is stored, from the patches of a scan to the loss."""
+def compare_stages(model: RadFMForConditionalGeneration, case: Case) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(stage, the model's tensor, the stored tensor), from the patches of a scan to the loss."""
     if case.pixel_values:
-        seen = model.model.vision_tower(case.pixel_values)
-        yield "vit_features", seen.last_hidden_state, case.of_named("vit_features").flatten(0, 1)
-        yield "perceiver", torch.stack(list(seen.pooler_output)), case.of_named("perceiver")
-        image_tokens = torch.stack(list(model.get_image_features(case.pixel_values).pooler_output))
-        yield "image_tokens", image_tokens, case.of_named("image_tokens")
-    given: dict[str, torch.Tensor] = {}
-    hook = model.model.language_model.register_forward_pre_hook(lambda _, __, kw: given.update(kw), with_kwargs=True)
-    outputs = model(**case.text, labels=case.data["labels"], loss_weights=case.data["loss_reweight"])
+        vision = model.model.vision_tower(case.pixel_values)
+        yield "vit_features", vision.last_hidden_state, case.stored_per_scan("vit_features").flatten(0, 1)
+        yield "perceiver", torch.stack(vision.pooler_output), case.stored_per_scan("perceiver")
+        image_tokens = torch.stack(list(model.get_image_features(case.pixel_values).pooler_output or ()))
+        yield "image_tokens", image_tokens, case.stored_per_scan("image_tokens")
+    decoder_inputs: dict[str, torch.Tensor] = {}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: decoder_inputs.update(kwargs), with_kwargs=True
+    )
+    outputs = model(**case.inputs, labels=case.data["labels"], loss_weights=case.data["loss_reweight"])
     hook.remove()
-    yield "inputs_embeds", given["inputs_embeds"], case.data["inputs_embeds"]
-    real = case.data["attention_mask"].bool()
-    yield "logits", outputs.logits[..., : case.words][real], case.data["logits"][real]
+    yield "inputs_embeds", decoder_inputs["inputs_embeds"], case.data["inputs_embeds"]
+    not_padding = case.data["attention_mask"].bool()
+    yield "logits", outputs.logits[..., : case.vocab_size][not_padding], case.data["logits"][not_padding]
     yield "losses", outputs.loss, torch.tensor(case.about["loss_weighted"])
 
 
 @torch.no_grad()
-def greedy_tokens(model: Any, case: Case) -> Iterator[tuple[list[int], list[int]]]:
-    """What the model says and what is stored, for each row of a case; the published rule stops at id 1."""
+def compare_greedy_tokens(model: RadFMForConditionalGeneration, case: Case) -> Iterator[tuple[list[int], list[int]]]:
+    """(ids that the model generates, stored ids) for each row of a case, with the published stopping rule."""
     for row, length in enumerate(case.about["prompt_lengths"]):
-        prompt, wanted = case.ids[row : row + 1, :length], case.about["new_tokens"][row]
-        said = model.generate(
+        prompt = case.input_ids[row : row + 1, :length]
+        output_ids = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
-            pixel_values=case.rows[row] or None,
-            max_new_tokens=12,
+            pixel_values=case.scans[row] or None,
+            max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
-            eos_token_id=1,
-            pad_token_id=0,
+            eos_token_id=PUBLISHED_EOS,
+            pad_token_id=PUBLISHED_PAD,
         )
-        yield said[0, length:].tolist(), wanted
+        yield output_ids[0, length:].tolist(), case.about["new_tokens"][row]
 
 
-def largest_errors(model: Any, folder: Path) -> dict[str, float]:
-    """The largest absolute error of each stage over all cases, and the share of greedy tokens that are the same."""
+def largest_errors(model: RadFMForConditionalGeneration, folder: Path) -> dict[str, float]:
+    """The largest absolute error of each stage over all cases, and the share of greedy tokens that are equal."""
     largest: dict[str, float] = {}
-    same = total = 0
-    for case in cases(folder):
-        for name, got, wanted in stages(model, case):
-            largest[name] = max(largest.get(name, 0.0), (got.float() - wanted).abs().max().item())
-        for said, wanted_ids in greedy_tokens(model, case):
-            same += sum(a == b for a, b in zip(said, wanted_ids, strict=False))
-            total += len(wanted_ids)
-    return {**largest, "equal_greedy_tokens": same / total}
+    equal = total = 0
+    for case in read_cases(folder):
+        for stage, got, stored in compare_stages(model, case):
+            largest[stage] = max(largest.get(stage, 0.0), (got.float() - stored).abs().max().item())
+        for generated_ids, stored_ids in compare_greedy_tokens(model, case):
+            equal += sum(a == b for a, b in zip(generated_ids, stored_ids, strict=False))
+            total += len(stored_ids)
+    return {**largest, "equal_greedy_tokens": equal / total}

@@ -109,32 +109,19 @@ class Repository:
         return None
 
 
-def as_plain_text(text: str, tokenizer: Any) -> str:
-    """A visitor's text in which no special token of the tokenizer is left: a space parts its first two characters.
-
-    Repeated until nothing changes, so that nested spellings such as `<im<image>age>` end as text, too.
-    """
-    marks = [mark for mark in tokenizer.all_special_tokens if len(mark) > 1]
-    while any(mark in text for mark in marks):
-        for mark in marks:
-            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
-    return text
-
-
 def encode(processor: Any, messages: list[dict[str, Any]]) -> Any:
-    """Messages → `input_ids` with the placeholders of each {"type": "image"} part; the text parts are text."""
-    plain = [
-        {
-            **message,
-            "content": [
-                {**part, "text": as_plain_text(part["text"], processor.tokenizer)} if part["type"] == "text" else part
-                for part in message["content"]
-            ],
-        }
-        for message in messages
-    ]
-    text = processor.apply_chat_template(plain, add_generation_prompt=True)
-    return processor(text=text.replace("<image>", processor.full_image_sequence), return_tensors="pt")
+    """Messages → `input_ids` with the placeholders of each {"type": "image"} part; scans come as `image_features`.
+
+    Control tokens that are typed in text parts stay text: `apply_chat_template` of the model's processor sees to that.
+    """
+    return processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"images_encoded": True},
+    )
 
 
 def context_length(model: Any) -> int:

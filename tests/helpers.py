@@ -1,4 +1,4 @@
-"""Small models for the tests, and where the repository and the shared data lie."""
+"""Small models for the tests, and the paths of the repository and of test data."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,9 @@ from radfm.configuration_radfm import RadFMConfig
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
 ROOT = Path(__file__).parent.parent
+# The labelled packs of the demo training, which are not part of the repository.
 SHARED = Path(os.environ.get("RADFM_SHARED", ROOT.parent / "shared"))
+PUBLISHED_SMALL = ROOT / "tests" / "data" / "published-small"
 
 VISION = {
     "image_size": 64,

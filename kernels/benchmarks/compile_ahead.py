@@ -1,17 +1,21 @@
-"""Compile every kernel for compute capability 9.0 and 8.0 without a card, and tell what each needs of one.
+"""Compile every kernel for several compute capabilities without a card, and write what each needs of one.
 
-    python kernels/benchmarks/compile_ahead.py
+    python kernels/benchmarks/compile_ahead.py                      # writes kernels/benchmarks/compiled.csv
+    python kernels/benchmarks/compile_ahead.py --capabilities 90    # other capabilities, other file: --out FILE
 
-Prints a Markdown table: registers a thread, shared memory a program, and bytes that did not fit into registers and are
-spilled.
+A row is one kernel, dtype, tile configuration and capability: registers per thread, shared memory per program in bytes, and
+stack per thread in bytes, which is what was spilled from registers. float32 is multiplied in three TF32 products.
 """
 
+import argparse
+import csv
 import inspect
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,103 +24,127 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "torch-ext"))
-packed_attention, neighbourhood_attention, perceiver_attention, patch_embedding, weighted_cross_entropy = (
+FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parent / "torch-ext"))
+packed, perceiver, patches, entropy = (
     import_module(f"radfm_kernels.{name}")
-    for name in (
-        "packed_attention",
-        "neighbourhood_attention",
-        "perceiver_attention",
-        "patch_embedding",
-        "weighted_cross_entropy",
-    )
+    for name in ("packed_attention", "perceiver_attention", "patch_embedding", "weighted_cross_entropy")
 )
 
-CAPABILITIES = (90, 80)
-RESOURCES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-MULTIPLY = {"WIDEN": False, "PRECISION": "tf32x3"}
-# What a launch finds to be multiples of 16 at RadFM's sizes, and compiles for.
-ROUND = ("_row", "_head", "height", "width", "depth", "outputs")
-PATCH = {"SCALED": True, "CHANNELS": 1, "ROWS": 32, "COLUMNS": 32, "SLICES": 4}
-PERCEIVER = {"LATENTS": 32, "PADDED": 32, "SPAN": perceiver_attention.SPAN, "WIDTH": 64, **MULTIPLY}
+COLUMNS = (
+    "kernel",
+    "dtype",
+    "blocks",
+    "warps",
+    "stages",
+    "capability",
+    "registers",
+    "shared_bytes",
+    "stack_bytes",
+    "triton",
+)
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+DOT_OPTIONS = {"UPCAST": False, "PRECISION": "tf32x3"}
+# Integer arguments that are multiples of 16 at RadFM's sizes: a launch finds that out, and compiles for it.
+DIVISIBLE_BY_16 = re.compile(r"_stride_[hmn]$|^(height|width|depth|features)$")
+FLOAT_ARGUMENTS = ("scale", "scale_log2", "eps")
 
 
-def kernels(kind: str) -> Iterator[tuple[str, Any, dict[str, Any], list[tuple[dict[str, int], int, int]], dict[str, str]]]:
-    """Name, kernel, fixed arguments, tile sizes to choose from, and the pointers that are not to `kind`."""
-    lse = {"lse_ptr": "fp32", "delta_ptr": "fp32"}
-    for name in ("_forward", "_backward_queries", "_backward_keys"):
-        tiles = packed_attention.FORWARD_TILES if name == "_forward" else packed_attention.BACKWARD_TILES
-        rows = {"query_starts_ptr": "i32", "key_starts_ptr": "i32"}
-        yield f"packed attention{name}", getattr(packed_attention, name), {"WIDTH": 64, **MULTIPLY}, tiles, lse | rows
-    for name in ("_forward", "_backward"):
-        tiles = neighbourhood_attention.BRICKS if name == "_forward" else neighbourhood_attention.BRICKS[:3]
-        rows = {"starts_ptr": "i32", "grids_ptr": "i32"}
-        kernel = getattr(neighbourhood_attention, name)
-        yield f"neighbourhood attention{name}", kernel, {"WIDTH": 64, **MULTIPLY}, tiles, lse | rows
-    parts = {"part_ptr": "fp32", "highest_ptr": "fp32", "total_ptr": "fp32", "starts_ptr": "i32"}
-    for name in ("_span", "_span_backward"):
-        kernel = getattr(perceiver_attention, name)
-        yield f"perceiver attention{name}", kernel, PERCEIVER, perceiver_attention.TILES, lse | parts
-    floats = ("low_ptr", "per_unit_ptr", "mean_ptr", "spread_ptr", "projected_ptr", "gradient_ptr")
-    voxels = {"voxels_ptr": "i16", **dict.fromkeys(floats, "fp32")}
-    statistics = {"PATCHES": patch_embedding.STATISTICS_PATCHES, "VALUES": patch_embedding.STATISTICS_VALUES}
-    yield "patch embedding_statistics", patch_embedding._statistics, PATCH, [(statistics, 4, 3)], voxels
-    yield "patch embedding_project", patch_embedding._project, PATCH | MULTIPLY, patch_embedding.PROJECT_TILES, voxels
-    yield "patch embedding_place", patch_embedding._place, {"PADDED": 1024}, [({}, 4, 3)], voxels
-    gradient = patch_embedding.GRADIENT_TILES
-    yield "patch embedding_matrix_gradient", patch_embedding._matrix_gradient, PATCH | MULTIPLY, gradient, voxels
-    rows = {"label_ptr": "i64", "silent_ptr": "i64", "weight_ptr": "fp32", "loss_ptr": "fp32"}
-    words = [({"WORDS": weighted_cross_entropy.WORDS}, 4, 3)]
-    yield "weighted cross-entropy", weighted_cross_entropy._loss_and_gradient, {}, words, rows
+@dataclass
+class Spec:
+    """A kernel, its fixed constants, its tile configurations, and the pointers that do not have the row's dtype."""
+
+    name: str
+    kernel: Any
+    constants: dict[str, Any]
+    configs: Sequence[tuple[dict[str, int], int, int]]
+    pointers: dict[str, str] = field(default_factory=dict)
 
 
-def compiled(
-    kernel: Any, fixed: dict[str, Any], warps: int, stages: int, pointers: dict[str, str], kind: str, capability: int
-):
-    """One kernel's machine code and shared memory."""
-    signature, constants, aligned = {}, {}, {}
-    for number, name in enumerate(inspect.signature(kernel.fn).parameters):
+def kernel_specs() -> Iterator[Spec]:
+    """Every kernel at RadFM's sizes: head_dim 64, 32 latents, patches of 32 × 32 × 4."""
+    float32 = dict.fromkeys(("lse_ptr", "delta_ptr", "m_ptr", "l_ptr", "acc_ptr"), "fp32")
+    cu_seqlens = dict.fromkeys(("cu_seqlens_ptr", "cu_seqlens_q_ptr", "cu_seqlens_k_ptr"), "i32")
+    attention = {"HEAD_DIM": 64, **DOT_OPTIONS}
+    for name, kernel, configs in (
+        ("packed attention, forward", packed._forward_kernel, packed.FORWARD_CONFIGS),
+        ("packed attention, dq", packed._dq_kernel, packed.BACKWARD_CONFIGS),
+        ("packed attention, dk and dv", packed._dkdv_kernel, packed.BACKWARD_CONFIGS),
+    ):
+        yield Spec(name, kernel, attention, configs, float32 | cu_seqlens)
+    spans = {"LATENTS": 32, "BLOCK_M": 32, "SPAN": perceiver.SPAN, **attention}
+    pointers = float32 | cu_seqlens
+    yield Spec("Perceiver attention, forward", perceiver._forward_kernel, spans, perceiver.CONFIGS, pointers)
+    pointers = pointers | {"dq_ptr": "fp32"}
+    yield Spec("Perceiver attention, backward", perceiver._backward_kernel, spans, perceiver.CONFIGS, pointers)
+    patch = {"CHANNELS": 1, "PATCH_H": 32, "PATCH_W": 32, "PATCH_D": 4}
+    pointers = dict.fromkeys(("voxels_ptr", "mean_ptr", "rstd_ptr", "projected_ptr", "dprojected_ptr"), "fp32")
+    for name, kernel, constants, configs in (
+        ("statistics", patches._statistics_kernel, patch, [(patches.STATISTICS_BLOCKS, 4, 3)]),
+        ("project", patches._project_kernel, patch | DOT_OPTIONS, patches.PROJECT_CONFIGS),
+        ("norm and positions", patches._norm_positions_kernel, {}, [({"BLOCK_N": 1024}, 4, 3)]),
+        ("weight gradient", patches._weight_gradient_kernel, patch | DOT_OPTIONS, patches.WEIGHT_GRADIENT_CONFIGS),
+    ):
+        yield Spec(f"patch embedding, {name}", kernel, constants, configs, pointers)
+    pointers = {"labels_ptr": "i64", "masked_token_ids_ptr": "i64", "weights_ptr": "fp32", "loss_ptr": "fp32"}
+    configs = [({"BLOCK_V": entropy.BLOCK_V}, 4, 3)]
+    yield Spec("weighted cross-entropy", entropy._loss_and_gradient_kernel, {}, configs, pointers)
+
+
+def compile_kernel(spec: Spec, config: tuple[dict[str, int], int, int], dtype: str, capability: int) -> tuple[bytes, int]:
+    """Machine code, and shared memory in bytes, of one tile configuration."""
+    blocks, warps, stages = config
+    fixed = spec.constants | blocks
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for number, name in enumerate(inspect.signature(spec.kernel.fn).parameters):
         if name in fixed:
             signature[name] = "constexpr"
             constants[(number,)] = fixed[name]
-        elif name.endswith("_ptr"):
-            signature[name] = f"*{pointers.get(name, kind)}"
-            aligned[(number,)] = [["tt.divisibility", 16]]
+            continue
+        if name.endswith("_ptr"):
+            signature[name] = f"*{spec.pointers.get(name, dtype)}"
         else:
-            signature[name] = "fp32" if name in ("scale", "eps") else "i32"
-            if name.endswith(ROUND):
-                aligned[(number,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
-    target = GPUTarget("cuda", capability, 32)
-    done = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
-    return done.asm["cubin"], done.metadata.shared
+            signature[name] = "fp32" if name in FLOAT_ARGUMENTS else "i32"
+        if name.endswith("_ptr") or DIVISIBLE_BY_16.search(name):
+            attributes[(number,)] = [["tt.divisibility", 16]]
+    source = ASTSource(spec.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return compiled.asm["cubin"], compiled.metadata.shared
 
 
-def needed(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes of the stack a thread that registers were spilled to."""
+def read_resources(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack, of a thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        said = subprocess.run([RESOURCES, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = [dict(re.findall(r"(REG|STACK):(\d+)", line)) for line in said.stdout.splitlines() if "REG:" in line]
-    return int(found[-1]["REG"]), int(found[-1]["STACK"])
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usages = [dict(re.findall(r"(REG|STACK):(\d+)", line)) for line in output.splitlines() if "REG:" in line]
+    return int(usages[-1]["REG"]), int(usages[-1]["STACK"])
 
 
 def main() -> None:
-    columns = [f"{capability / 10:.1f}: registers, shared KB, spilled" for capability in CAPABILITIES]
-    print(f"| kernel | dtype | tiles | warps, stages | {' | '.join(columns)} |")
-    print("|---|---|---|---|" + "---|" * len(CAPABILITIES))
-    for kind in ("bf16", "fp32"):
-        for name, kernel, fixed, choices, pointers in kernels(kind):
-            for tiles, warps, stages in choices:
-                cells = []
-                for capability in CAPABILITIES:
-                    cubin, shared = compiled(kernel, fixed | tiles, warps, stages, pointers, kind, capability)
-                    registers, spilled = needed(cubin)
-                    cells.append(f"{registers}, {shared / 1024:.0f}, {spilled}")
-                sizes = "×".join(str(n) for n in tiles.values())
-                title = name.replace("_", ", ", 1).replace("_", " ")
-                print(f"| {title} | {kind} | {sizes} | {warps}, {stages} | {' | '.join(cells)} |", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=FOLDER / "compiled.csv")
+    parser.add_argument("--capabilities", type=int, nargs="+", default=[80, 90, 120], help="80 is compute capability 8.0")
+    options = parser.parse_args()
+    with options.out.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        for dtype in ("bf16", "fp32"):
+            for spec in kernel_specs():
+                for config in spec.configs:
+                    blocks = "x".join(str(n) for n in config[0].values())
+                    for capability in options.capabilities:
+                        cubin, shared = compile_kernel(spec, config, dtype, capability)
+                        registers, stack = read_resources(cubin)
+                        row = (spec.name, dtype, blocks, *config[1:], capability / 10, registers, shared, stack)
+                        rows.writerow((*row, triton.__version__))
+                        file.flush()
+    print(options.out)
 
 
 if __name__ == "__main__":

@@ -18,18 +18,12 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "torch-ext"))
-attention, neighbourhood, perceiver, patches, entropy = (
+packed, perceiver, patches, entropy = (
     import_module(f"radfm_kernels.{name}")
-    for name in (
-        "packed_attention",
-        "neighbourhood_attention",
-        "perceiver_attention",
-        "patch_embedding",
-        "weighted_cross_entropy",
-    )
+    for name in ("packed_attention", "perceiver_attention", "patch_embedding", "weighted_cross_entropy")
 )
 
-HEADS, WIDTH, HIDDEN, LATENTS = 8, 64, 768, 32
+HEADS, HEAD_DIM, FEATURES, LATENTS = 8, 64, 768, 32
 # 28 X-rays of 512×512 and 4 CTs of 512×512×64, in patches of 32×32×4.
 MIX = (*[256] * 28, *[4096] * 4)
 SHAPES = {"256": (256,), "1,024": (1024,), "4,096": (4096,), "32,768": (32_768,), "28 X-rays and 4 CTs": MIX}
@@ -62,7 +56,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def megabytes(work: Callable[[], object]) -> float:
-    """Most memory that a run takes beyond what was there."""
+    """Peak memory of a run, beyond what was allocated before it."""
     work()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -76,7 +70,7 @@ def random(*shape: int, grad: bool = False) -> torch.Tensor:
     return torch.randn(shape, device="cuda", dtype=DTYPE).requires_grad_(grad)
 
 
-def starts(lengths: tuple[int, ...]) -> torch.Tensor:
+def cu_seqlens_of(lengths: tuple[int, ...]) -> torch.Tensor:
     return F.pad(torch.tensor(lengths, device="cuda").cumsum(0), (1, 0)).to(torch.int32)
 
 
@@ -86,7 +80,7 @@ def with_backward(work: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) 
 
 
 def optional(module: str, name: str) -> Any:
-    """A rival, where it is installed."""
+    """A function of a package, where that is installed."""
     try:
         return getattr(import_module(module), name)
     except ImportError:
@@ -95,135 +89,115 @@ def optional(module: str, name: str) -> Any:
 
 def packed_rows() -> Iterator[Row]:
     for name, lengths in SHAPES.items():
-        total, longest, at = sum(lengths), max(lengths), starts(lengths)
-        leaves = [random(total, HEADS, WIDTH, grad=True) for _ in range(3)]
-        padded = [random(len(lengths), HEADS, longest, WIDTH, grad=True) for _ in range(3)]
-        here = torch.arange(longest, device="cuda") < torch.tensor(lengths, device="cuda")[:, None]
-        mask = None if len(set(lengths)) == 1 else here[:, None, None]
+        total, max_seqlen, cu_seqlens = sum(lengths), max(lengths), cu_seqlens_of(lengths)
+        leaves = [random(total, HEADS, HEAD_DIM, grad=True) for _ in range(3)]
+        padded = [random(len(lengths), HEADS, max_seqlen, HEAD_DIM, grad=True) for _ in range(3)]
+        key_mask = torch.arange(max_seqlen, device="cuda") < torch.tensor(lengths, device="cuda")[:, None]
+        mask = None if len(set(lengths)) == 1 else key_mask[:, None, None]
+        arguments = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
 
-        def ours(leaves=leaves, at=at, longest=longest) -> torch.Tensor:
-            return attention.packed_attention(*leaves, at, at, longest, longest)
+        def kernel(leaves=leaves, arguments=arguments) -> torch.Tensor:
+            return packed.packed_attention(*leaves, *arguments)
 
         def sdpa(padded=padded, mask=mask) -> torch.Tensor:
-            query, key, value = padded
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            q, k, v = padded
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
         rivals: dict[str, tuple[Any, Any]] = {"padded SDPA": (sdpa, padded)}
         for rival, module, function in VARLEN:
             varlen = optional(module, function)
             if varlen is not None:
-                rivals[rival] = (lambda f=varlen: f(*leaves, at, at, longest, longest), leaves)  # noqa: B023
-        flop = 4 * HEADS * WIDTH * sum(n * n for n in lengths)
-        moved = 4 * total * HEADS * WIDTH * 2
+                rivals[rival] = (lambda f=varlen: f(*leaves, *arguments), leaves)  # noqa: B023
+        flop = 4 * HEADS * HEAD_DIM * sum(n * n for n in lengths)
+        moved = 4 * total * HEADS * HEAD_DIM * 2
         with torch.no_grad():
             times = {rival: milliseconds(work) for rival, (work, _) in rivals.items()}
-            yield Row("packed attention", name, milliseconds(ours), flop, moved, times)
+            yield Row("packed attention", name, milliseconds(kernel), flop, moved, times)
         times = {rival: milliseconds(with_backward(work, of)) for rival, (work, of) in rivals.items()}
-        yield Row(
-            "packed attention, with backward", name, milliseconds(with_backward(ours, leaves)), 3.5 * flop, 3 * moved, times
-        )
-
-
-def neighbourhood_rows() -> Iterator[Row]:
-    for grid in ((16, 16, 16), (16, 16, 128)):
-        total = grid[0] * grid[1] * grid[2]
-        leaves = [random(total, HEADS, WIDTH, grad=True) for _ in range(3)]
-        batch = [t.detach().transpose(0, 1)[None] for t in leaves]
-
-        def ours(leaves=leaves, grid=grid) -> torch.Tensor:
-            return neighbourhood.neighbourhood_attention(*leaves, [grid], (5, 5, 5))
-
-        flop = 4 * HEADS * WIDTH * total * 125
-        with torch.no_grad():
-            whole = milliseconds(lambda: F.scaled_dot_product_attention(*batch))  # noqa: B023
-            yield Row("neighbourhood attention 5×5×5", f"{total:,}", milliseconds(ours), flop, 4 * total * HEADS * WIDTH * 2,
-                      {"SDPA over all": whole})  # fmt: skip
+        both = milliseconds(with_backward(kernel, leaves))
+        yield Row("packed attention, with backward", name, both, 3.5 * flop, 3 * moved, times)
 
 
 def perceiver_rows() -> Iterator[Row]:
     for name, lengths in SHAPES.items():
-        total, rows, at, longest = sum(lengths), len(lengths) * LATENTS, starts(lengths), max(lengths)
-        query, latent_key, latent_value = (random(rows, HEADS, WIDTH) for _ in range(3))
-        key, value = (random(total, HEADS, WIDTH) for _ in range(2))
-        scans = list(
-            zip(
-                key.split(lengths), latent_key.split(LATENTS), value.split(lengths), latent_value.split(LATENTS), strict=True
-            )
-        )
+        total, rows, cu_seqlens, max_seqlen = sum(lengths), len(lengths) * LATENTS, cu_seqlens_of(lengths), max(lengths)
+        q, latent_k, latent_v = (random(rows, HEADS, HEAD_DIM) for _ in range(3))
+        k, v = (random(total, HEADS, HEAD_DIM) for _ in range(2))
+        of_latents = [t.split(LATENTS) for t in (q, latent_k, latent_v)]
+        scans = list(zip(*of_latents, k.split(lengths), v.split(lengths), strict=True))
 
-        def concatenated(scans=scans, query=query) -> torch.Tensor:
-            found = []
-            for (k, own_k, v, own_v), q in zip(scans, query.split(LATENTS), strict=True):
-                parts = (q, torch.cat([k, own_k]), torch.cat([v, own_v]))
-                found.append(F.scaled_dot_product_attention(*(part.transpose(0, 1)[None] for part in parts)))
-            return torch.cat(found, 2)
+        def concatenated(scans=scans) -> torch.Tensor:
+            outputs = []
+            for scan_q, scan_latent_k, scan_latent_v, scan_k, scan_v in scans:
+                parts = (scan_q, torch.cat([scan_k, scan_latent_k]), torch.cat([scan_v, scan_latent_v]))
+                outputs.append(F.scaled_dot_product_attention(*(part.transpose(0, 1)[None] for part in parts)))
+            return torch.cat(outputs, 2)
 
-        def ours(tensors=(query, key, value, latent_key, latent_value), at=at, longest=longest) -> torch.Tensor:
-            return perceiver.perceiver_attention(*tensors, at, longest)
+        def kernel(tensors=(q, k, v, latent_k, latent_v), cu_seqlens=cu_seqlens, max_seqlen=max_seqlen) -> torch.Tensor:
+            return perceiver.perceiver_attention(*tensors, cu_seqlens, max_seqlen)
 
-        flop = 4 * HEADS * WIDTH * LATENTS * (total + rows)
-        yield Row("Perceiver attention", name, milliseconds(ours), flop, 2 * total * HEADS * WIDTH * 2,
-                  {"SDPA of a concatenation": milliseconds(concatenated)})  # fmt: skip
+        flop = 4 * HEADS * HEAD_DIM * LATENTS * (total + rows)
+        rivals = {"SDPA of a concatenation": milliseconds(concatenated)}
+        yield Row("Perceiver attention", name, milliseconds(kernel), flop, 2 * total * HEADS * HEAD_DIM * 2, rivals)
 
 
 def patch_rows() -> Iterator[Row]:
-    for name, shape in {"512×512×64 int16": (1, 1, 512, 512, 64), "28 X-rays": (28, 1, 512, 512, 1)}.items():
-        voxels = torch.randint(-1024, 2000, shape, device="cuda", dtype=torch.int16)
-        patch = patches.Patch(32, 32, min(shape[-1], 4))
-        count, values = shape[0] * 256 * (shape[-1] // patch.slices), 1024 * patch.slices
-        third = HIDDEN // 3
-        given = [
-            random(*s) for s in ((HIDDEN, values), (HIDDEN,), (HIDDEN,), (HIDDEN,), (16, third), (16, third), (128, third))
-        ]
-        full = [random(12_288), random(12_288), random(HIDDEN, 12_288), random(HIDDEN)]
-        window = torch.tensor([[-160.0, 240.0]] * shape[0], device="cuda")
+    for name, shape in {"512×512×64": (1, 1, 512, 512, 64), "28 X-rays": (28, 1, 512, 512, 1)}.items():
+        voxels = random(*shape)
+        patch_size = (32, 32, min(shape[-1], 4))
+        count, values = shape[0] * 256 * (shape[-1] // patch_size[2]), 1024 * patch_size[2]
+        vector, third = (FEATURES,), FEATURES // 3
+        shapes = ((FEATURES, values), vector, vector, vector, (16, third), (16, third), (128, third))
+        parameters = [random(*s) for s in shapes]
+        full = [random(12_288), random(12_288), random(FEATURES, 12_288), random(FEATURES)]
 
-        def published(voxels=voxels, full=full, given=given) -> torch.Tensor:
-            """Three equal channels, four equal slices, the matrix of patches written out, norm and Linear apart."""
-            grey = ((voxels.to(DTYPE) + 160) / 400).clamp(0, 1)
-            deep = grey.expand(-1, -1, -1, -1, 4) if grey.shape[-1] == 1 else grey
-            three = deep.expand(-1, 3, -1, -1, -1)
-            n, c, h, w, d = three.shape
-            cut = three.reshape(n, c, h // 32, 32, w // 32, 32, d // 4, 4).permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)
-            normed = F.layer_norm(cut.flatten(0, 3), (12_288,), full[0], full[1])
-            return F.layer_norm(F.linear(normed, full[2], full[3]), (HIDDEN,), given[2], given[3])
+        def published(voxels=voxels, full=full, parameters=parameters) -> torch.Tensor:
+            """Three equal channels, four equal slices, the matrix of patches written out, LayerNorm and Linear apart."""
+            slices = voxels.expand(-1, -1, -1, -1, 4) if voxels.shape[-1] == 1 else voxels
+            channels = slices.expand(-1, 3, -1, -1, -1)
+            n, c, h, w, d = channels.shape
+            matrix = channels.reshape(n, c, h // 32, 32, w // 32, 32, d // 4, 4).permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)
+            normed = F.layer_norm(matrix.flatten(0, 3), (12_288,), full[0], full[1])
+            return F.layer_norm(F.linear(normed, full[2], full[3]), (FEATURES,), parameters[2], parameters[3])
 
-        def ours(voxels=voxels, given=given, patch=patch, window=window) -> torch.Tensor:
-            return patches.patch_embedding(voxels, *given, patch, window)
+        def kernel(voxels=voxels, parameters=parameters, patch_size=patch_size) -> torch.Tensor:
+            return patches.patch_embedding(voxels, *parameters, patch_size)
 
-        def folded(voxels=voxels, given=given, patch=patch, window=window) -> torch.Tensor:
-            return patches.reference(voxels, *given, patch, window, 1e-5)
+        def folded(voxels=voxels, parameters=parameters, patch_size=patch_size) -> torch.Tensor:
+            return patches.reference(voxels, *parameters, patch_size=patch_size, eps=1e-5)
 
-        moved = voxels.numel() * 2 + given[0].numel() * 2 + count * HIDDEN * 2
+        moved = voxels.numel() * 2 + parameters[0].numel() * 2 + count * FEATURES * 2
         times = {"published": milliseconds(published), "folded": milliseconds(folded)}
         times["folded, compiled"] = milliseconds(torch.compile(folded))
-        yield Row("patch embedding", name, milliseconds(ours), 2 * count * values * HIDDEN, moved, times)
+        yield Row("patch embedding", name, milliseconds(kernel), 2 * count * values * FEATURES, moved, times)
 
 
 def entropy_rows() -> Iterator[Row]:
-    tokens, words, width = 16_384, 32_000, 5120
-    hidden, head = random(tokens, width, grad=True), random(words, width, grad=True)
-    labels = torch.randint(0, words, (tokens,), device="cuda")
+    tokens, vocab_size, hidden_size = 16_384, 32_000, 5120
+    leaves = [random(tokens, hidden_size, grad=True), random(vocab_size, hidden_size, grad=True)]
+    labels = torch.randint(0, vocab_size, (tokens,), device="cuda")
     for name, share in {"all rows weigh": 1.0, "a tenth weighs": 0.1}.items():
         weights = (torch.rand(tokens, device="cuda") < share).float()
 
         def plain(weights=weights) -> torch.Tensor:
-            nll = F.cross_entropy(F.linear(hidden, head).float(), labels, reduction="none")
+            nll = F.cross_entropy(F.linear(*leaves).float(), labels, reduction="none")
             return (nll * weights).sum() / weights.sum()
 
-        def ours(weights=weights) -> torch.Tensor:
-            return entropy.weighted_cross_entropy(hidden, head, labels, weights)
+        def kernel(weights=weights) -> torch.Tensor:
+            return entropy.weighted_cross_entropy(*leaves, labels, weights)
 
         def both(loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(loss(), [hidden, head])
+            return lambda: torch.autograd.grad(loss(), leaves)
 
-        yield Row("weighted cross-entropy, with backward", name, milliseconds(both(ours)),
-                  6 * tokens * share * words * width, 2 * (tokens + words) * width * 2, {"plain": milliseconds(both(plain))},
-                  megabytes(both(ours)), megabytes(both(plain)))  # fmt: skip
+        flop = 6 * tokens * share * vocab_size * hidden_size
+        moved = 2 * (tokens + vocab_size) * hidden_size * 2
+        ms, rivals = milliseconds(both(kernel)), {"plain": milliseconds(both(plain))}
+        memory = megabytes(both(kernel)), megabytes(both(plain))
+        yield Row("weighted cross-entropy, with backward", name, ms, flop, moved, rivals, *memory)
 
 
 def card() -> tuple[float, float]:
-    """What the card copies and multiplies: TB/s and TFLOP/s, measured."""
+    """Measured copy rate in TB/s, and rate of matrix products in TFLOP/s."""
     block = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     copied = 2 * block.numel() / milliseconds(lambda: block.clone()) / 1e9
     a, b = random(8192, 8192), random(8192, 8192)
@@ -249,7 +223,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="draw the ratios (needs matplotlib)")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("The kernels are measured on a CUDA card, and here is none; compile_ahead.py needs no card.", file=sys.stderr)
+        print("There is no CUDA card to time the kernels on. compile_ahead.py needs none.", file=sys.stderr)
         return 2
     torch.manual_seed(0)
     copied, multiplied = card()
@@ -260,7 +234,7 @@ def main() -> int:
     print("| kernel | shape | ms | TB/s (of copy) | TFLOP/s (of matmul) | memory MB (rival) | times as fast as |")
     print("|---|---|---|---|---|---|---|")
     rows = []
-    for row in (*packed_rows(), *neighbourhood_rows(), *perceiver_rows(), *patch_rows(), *entropy_rows()):
+    for row in (*packed_rows(), *perceiver_rows(), *patch_rows(), *entropy_rows()):
         rows.append(row)
         moved, work = row.bytes / row.ms / 1e9, row.flop / row.ms / 1e9
         rivals = ", ".join(f"{name} {ms / row.ms:.2f}" for name, ms in row.rivals.items())

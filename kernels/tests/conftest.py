@@ -1,4 +1,4 @@
-"""One seed for each test; `testing` comes first: it chooses the interpreter before Triton is imported."""
+"""One seed for each test. `testing` is imported first, because it chooses the interpreter before Triton is imported."""
 
 import pytest
 import testing  # noqa: F401

@@ -1,14 +1,17 @@
-"""The kernels as a project of the Hub: laid out as its loader wants them, and loaded by it without a network."""
+"""The kernels as a kernel repository of the Hub: laid out as the `kernels` library wants it, and loaded by it offline."""
 
 import ast
+import importlib
 import importlib.util
 import json
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from radfm_kernels.packed_attention import reference
-from testing import close, rand, starts
+from testing import DEVICE, assert_close, cu_seqlens_of, rand
 
 ROOT = Path(__file__).parent.parent
 SPEC = importlib.util.spec_from_file_location("build_kernels", ROOT / "build.py")
@@ -17,19 +20,33 @@ SPEC.loader.exec_module(build_kernels)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def repository(tmp_path_factory):
     out = tmp_path_factory.mktemp("repository")
     build_kernels.build(out)
     return out
 
 
-def test_each_variant_holds_the_source_and_its_metadata(built):
-    for variant, backend in build_kernels.VARIANTS.items():
-        folder = built / "build" / variant
-        metadata = json.loads((folder / "metadata.json").read_text())
+@pytest.fixture
+def kernels(monkeypatch):
+    """The `kernels` library. pytest imports this file as `kernels.tests.test_build`, so that name is taken by a folder."""
+    if not hasattr(sys.modules.get("kernels"), "get_local_kernel"):
+        monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    return pytest.importorskip("kernels")
+
+
+def read_metadata(folder):
+    return json.loads((folder / "metadata.json").read_text())
+
+
+def test_each_backend_has_a_variant_with_the_source_and_its_metadata(repository):
+    backends = tomllib.loads((ROOT / "build.toml").read_text())["general"]["backends"]
+    assert sorted(folder.name for folder in (repository / "build").iterdir()) == [f"torch-{b}" for b in sorted(backends)]
+    for backend in backends:
+        folder = repository / "build" / f"torch-{backend}"
+        metadata = read_metadata(folder)
         assert metadata["backend"] == {"type": backend} and metadata["name"] == "radfm-kernels"
         assert metadata["license"] == "Apache-2.0" and metadata["python-depends"] == []
-        for file in build_kernels.files():
+        for file in build_kernels.source_files():
             text = (folder / file.name).read_text()
             if file.name == "_ops.py":
                 assert f'NAMESPACE = "{metadata["id"]}"' in text
@@ -37,53 +54,56 @@ def test_each_variant_holds_the_source_and_its_metadata(built):
                 assert text == file.read_text()
 
 
-def test_they_know_torch_and_triton_alone():
-    for file in build_kernels.files():
+def test_the_card_is_the_readme_of_the_repository(repository):
+    assert (repository / "README.md").read_text() == (ROOT / "CARD.md").read_text()
+
+
+def test_imports_are_relative_or_of_torch_triton_and_the_standard_library():
+    """A requirement of the Hub: a kernel is loaded under a name of the library's choice, with nothing else installed."""
+    for file in build_kernels.source_files():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
-                names = [alias.name.split(".")[0] for alias in node.names]
+                modules = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                names = [node.module.split(".")[0]]
+                modules = [node.module]
             else:
                 continue
-            assert set(names) <= {"torch", "triton", "os", "collections", "typing"}, f"{file.name} imports {names}"
+            allowed = {"torch", "triton", *sys.stdlib_module_names}
+            assert {module.split(".")[0] for module in modules} <= allowed, f"{file.name} imports {modules}"
 
 
-def test_the_kernels_library_reads_build_toml_and_metadata():
-    kernels = pytest.importorskip("kernels")
-    parse = getattr(kernels, "parse_build_config", None)
-    if parse is not None:
-        assert parse(ROOT / "build.toml").general.name == "radfm-kernels"
+def test_the_kernels_library_parses_build_toml(kernels):
+    backends = importlib.import_module("kernels._rust").Build.open(ROOT).general.backends
+    assert [str(backend).lower() for backend in backends] == build_kernels.read_general()["backends"]
 
 
-def test_the_kernels_library_loads_them_from_a_folder(built):
-    kernels = pytest.importorskip("kernels")
-    loaded = kernels.get_local_kernel(built)
-    query, key, value = (rand(20, 2, 16) for _ in range(3))
-    at = starts(12, 8)
-    close(
-        loaded.packed_attention(query, key, value, at, at, 12, 12),
-        reference(query, key, value, at, at, 0.25),
-        torch.float32,
-        "packed attention",
-    )
-    # A second copy beside the first: neither takes the other's operators.
-    assert loaded.__name__ != "radfm_kernels"
-    assert hasattr(torch.ops, build_kernels.namespace("radfm-kernels"))
+def test_the_kernels_library_confirms_the_digest(kernels, repository):
+    rust = importlib.import_module("kernels._rust")
+    folder = repository / "build" / "torch-cuda"
+    digest = rust.Metadata.read_from_file(folder / "metadata.json").digest
+    digest.validate(rust.Digest.hash_variant(digest.algorithm, folder))
+    (folder / "added.py").touch()
+    try:
+        with pytest.raises(rust.DigestValidationError):
+            digest.validate(rust.Digest.hash_variant(digest.algorithm, folder))
+    finally:
+        (folder / "added.py").unlink()
 
 
-def test_kernelize_puts_a_layer_in_its_place(built):
-    kernels = pytest.importorskip("kernels")
+def test_the_kernels_library_loads_a_copy_with_operators_of_its_own(kernels, repository):
+    loaded = kernels.get_local_kernel(repository)
+    q, k, v = (rand(20, 2, 16) for _ in range(3))
+    cu_seqlens = cu_seqlens_of(12, 8)
+    output = loaded.packed_attention(q, k, v, cu_seqlens, cu_seqlens, 12, 12)
+    assert_close(output, reference(q, k, v, cu_seqlens, cu_seqlens, 0.25), torch.float32, "packed attention")
+    namespace = read_metadata(repository / "build" / f"torch-{DEVICE}")["id"]
+    assert hasattr(getattr(torch.ops, namespace), "packed_attention_forward")
+    assert hasattr(torch.ops.radfm_kernels, "packed_attention_forward")
 
-    @kernels.use_kernel_forward_from_hub("PackedAttention")
-    class Plain(torch.nn.Module):
-        def forward(self, query, key, value, starts, longest):
-            raise AssertionError("the layer was not replaced")
 
-    repository = kernels.LocalLayerRepository(repo_path=built, layer_name="PackedAttention")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with kernels.use_kernel_mapping({"PackedAttention": {device: repository}}):
-        model = kernels.kernelize(torch.nn.Sequential(Plain()).eval(), mode=kernels.Mode.INFERENCE, device=device)
-    query, key, value = (rand(20, 2, 16) for _ in range(3))
-    got = model[0](query, key, value, starts(12, 8), 12)
-    close(got, reference(query, key, value, starts(12, 8), starts(12, 8), 0.25), torch.float32, "the layer")
+def test_the_wheel_of_radfm_carries_the_package():
+    setuptools = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "radfm_kernels" in setuptools["packages"]
+    assert ROOT.parent / setuptools["package-dir"]["radfm_kernels"] == build_kernels.SOURCE
+    # A folder inside the package would have to be named in pyproject.toml as well.
+    assert not [path for path in build_kernels.SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"]

@@ -1,11 +1,12 @@
-"""Attention of packed scans against softmax(q·kᵀ)·v scan by scan in float64."""
+"""Packed attention against softmax(q · kᵀ) · v of each scan in float64."""
 
 import pytest
 import torch
 from radfm_kernels.packed_attention import packed_attention, reference
-from testing import DEVICE, against_float64, close, rand, starts
+from testing import DEVICE, DTYPES, NON_CONTIGUOUS_GRADIENTS, against_float64, assert_close, cu_seqlens_of, rand
 
-SHAPES = {
+NAMES = ("q", "k", "v")
+LENGTHS = {
     "one patch": (1,),
     "one scan, less than a tile": (37,),
     "a tile and one": (129,),
@@ -15,83 +16,98 @@ SHAPES = {
 }
 
 
-def attend(queries, keys):
-    at, of = starts(*queries), starts(*keys)
+def kernel_and_reference(query_lengths, key_lengths):
+    cu_seqlens_q, cu_seqlens_k = cu_seqlens_of(*query_lengths), cu_seqlens_of(*key_lengths)
     return (
-        lambda q, k, v: packed_attention(q, k, v, at, of, max(queries), max(keys)),
-        lambda q, k, v: reference(q, k, v, at, of, q.shape[-1] ** -0.5),
+        lambda q, k, v: packed_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max(query_lengths), max(key_lengths)),
+        lambda q, k, v: reference(q, k, v, cu_seqlens_q, cu_seqlens_k, q.shape[-1] ** -0.5),
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES.keys())
-def test_result_and_gradients(lengths, dtype):
-    inputs = [rand(sum(lengths), 2, 64, dtype=dtype) for _ in range(3)]
-    against_float64(*attend(lengths, lengths), inputs, dtype, ("query", "key", "value"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_output_and_gradients(lengths, dtype):
+    inputs = [rand(sum(lengths), 2, 64, dtype=dtype) for _ in NAMES]
+    against_float64(*kernel_and_reference(lengths, lengths), inputs, dtype, NAMES)
 
 
-@pytest.mark.parametrize("width", [16, 32, 128])
-def test_other_head_widths_and_more_keys_than_queries(width):
-    queries, keys = (4, 32), (150, 70)
-    inputs = [rand(sum(n), 3, width) for n in (queries, keys, keys)]
-    against_float64(*attend(queries, keys), inputs, torch.float32, ("query", "key", "value"))
+@pytest.mark.parametrize("head_dim", [16, 32, 128])
+def test_other_head_dims_and_more_keys_than_queries(head_dim):
+    query_lengths, key_lengths = (4, 32), (150, 70)
+    inputs = [rand(sum(lengths), 3, head_dim) for lengths in (query_lengths, key_lengths, key_lengths)]
+    against_float64(*kernel_and_reference(query_lengths, key_lengths), inputs, torch.float32, NAMES)
 
 
-def test_inputs_that_are_not_contiguous():
-    together = rand(90, 3, 2, 64)
-    query, key, value = together.unbind(1)
-    kernel, plain = attend((50, 40), (50, 40))
-    close(kernel(query, key, value), plain(query, key, value), torch.float32, "a view of q, k and v in one")
-    turned = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query, key, value)]
-    close(kernel(*turned), plain(query, key, value), torch.float32, "heads innermost")
+def test_q_k_v_as_views_of_one_tensor():
+    inputs = rand(90, 3, 2, 64).unbind(1)
+    against_float64(*kernel_and_reference((50, 40), (50, 40)), inputs, torch.float32, NAMES)
+
+
+def test_inputs_whose_last_axis_is_not_contiguous():
+    inputs = [rand(90, 64, 2).transpose(1, 2) for _ in NAMES]
+    against_float64(*kernel_and_reference((50, 40), (50, 40)), inputs, torch.float32, NAMES)
+
+
+@pytest.mark.parametrize("gradient", NON_CONTIGUOUS_GRADIENTS)
+@pytest.mark.parametrize("lengths", [(50, 40), (37,)], ids=str)
+def test_gradient_of_the_output_that_is_not_contiguous(lengths, gradient):
+    inputs = [rand(sum(lengths), 2, 32) for _ in NAMES]
+    against_float64(*kernel_and_reference(lengths, lengths), inputs, torch.float32, NAMES, gradient)
+
+
+def test_cu_seqlens_that_is_not_contiguous():
+    inputs = [rand(90, 2, 16) for _ in NAMES]
+    every_second = cu_seqlens_of(50, 40).repeat_interleave(2)[::2]
+    output = packed_attention(*inputs, every_second, every_second, 50, 50)
+    assert_close(output, reference(*inputs, every_second, every_second, 0.25), torch.float32, "the output")
 
 
 def test_large_scores_do_not_overflow():
-    inputs = [rand(70, 1, 64, scale=30.0) for _ in range(3)]
-    kernel, plain = attend((70,), (70,))
+    inputs = [rand(70, 1, 64, scale=30.0) for _ in NAMES]
+    kernel, plain = kernel_and_reference((70,), (70,))
     # Scores of thousands have rounding errors of 1e-3, and so have their exponentials.
     torch.testing.assert_close(kernel(*inputs), plain(*inputs), rtol=1e-2, atol=1e-1)
 
 
-def test_the_operator_keeps_its_promises():
-    inputs = [rand(20, 2, 16).requires_grad_() for _ in range(3)]
-    at = starts(12, 8)
+def test_opcheck():
+    inputs = [rand(20, 2, 16).requires_grad_() for _ in NAMES]
+    cu_seqlens = cu_seqlens_of(12, 8)
     operator = torch.ops.radfm_kernels.packed_attention_forward.default
-    torch.library.opcheck(operator, (*inputs, at, at, 12, 12, 0.25))
+    torch.library.opcheck(operator, (*inputs, cu_seqlens, cu_seqlens, 12, 12, 0.25))
 
 
-def test_it_passes_through_compile_and_export():
-    class Attend(torch.nn.Module):
-        def forward(self, q, k, v, at):
-            return packed_attention(q * 2, k, v, at, at, 12, 12) + 1
+def test_compile_and_export():
+    class Attention(torch.nn.Module):
+        def forward(self, q, k, v, cu_seqlens):
+            return packed_attention(q * 2, k, v, cu_seqlens, cu_seqlens, 12, 12) + 1
 
-    inputs = [rand(20, 2, 16) for _ in range(3)]
-    wanted = Attend()(*inputs, starts(12, 8))
-    compiled = torch.compile(Attend(), backend="aot_eager", fullgraph=True)
-    close(compiled(*inputs, starts(12, 8)), wanted, torch.float32, "compiled")
-    exported = torch.export.export(Attend(), (*inputs, starts(12, 8))).module()
-    close(exported(*inputs, starts(12, 8)), wanted, torch.float32, "exported")
+    inputs = (*(rand(20, 2, 16) for _ in NAMES), cu_seqlens_of(12, 8))
+    expected = Attention()(*inputs)
+    compiled = torch.compile(Attention(), backend="aot_eager", fullgraph=True)
+    assert_close(compiled(*inputs), expected, torch.float32, "the compiled module")
+    exported = torch.export.export(Attention(), inputs).module()
+    assert_close(exported(*inputs), expected, torch.float32, "the exported module")
 
 
-def test_twice_is_the_same_to_the_bit():
-    inputs = [rand(150, 2, 64).requires_grad_() for _ in range(3)]
-    kernel, _ = attend((100, 50), (100, 50))
-    runs = [torch.autograd.grad(kernel(*inputs).square().sum(), inputs) for _ in range(2)]
-    for one, other in zip(*runs, strict=True):
-        assert torch.equal(one, other)
+def test_two_runs_are_equal_to_the_bit():
+    inputs = [rand(150, 2, 64).requires_grad_() for _ in NAMES]
+    kernel, _ = kernel_and_reference((100, 50), (100, 50))
+    first, second = (torch.autograd.grad(kernel(*inputs).square().sum(), inputs) for _ in range(2))
+    for name, a, b in zip(NAMES, first, second, strict=True):
+        assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize(
-    ("change", "names"),
+    ("wrong", "message"),
     [
-        ({"q": rand(5, 2, 48)}, "query: shape"),
-        ({"k": rand(5, 3, 64)}, "key: shape"),
-        ({"v": rand(5, 2, 64, dtype=torch.float16)}, r"value: torch\.float16"),
-        ({"at": torch.tensor([0, 5], device=DEVICE)}, "query_starts: needs"),
-        ({"of": starts(2, 3)}, "key_starts: is of 2 scans"),
+        ({"q": rand(5, 2, 48)}, "q: shape"),
+        ({"k": rand(5, 3, 64)}, "k: shape"),
+        ({"v": rand(5, 2, 64, dtype=torch.float16)}, r"v: torch\.float16"),
+        ({"cu_seqlens_q": torch.tensor([0, 5], device=DEVICE)}, r"cu_seqlens_q: \(2,\) torch\.int64"),
+        ({"cu_seqlens_k": cu_seqlens_of(2, 3)}, "cu_seqlens_k: has 2 scans"),
     ],
 )
-def test_errors_name_the_argument(change, names):
-    given = {"q": rand(5, 2, 64), "k": rand(5, 2, 64), "v": rand(5, 2, 64), "at": starts(5), "of": starts(5), **change}
-    with pytest.raises(ValueError, match=f"^{names}"):
-        packed_attention(given["q"], given["k"], given["v"], given["at"], given["of"], 5, 5)
+def test_errors_name_the_argument(wrong, message):
+    right = {name: rand(5, 2, 64) for name in NAMES} | dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), cu_seqlens_of(5))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        packed_attention(**(right | wrong), max_seqlen_q=5, max_seqlen_k=5)

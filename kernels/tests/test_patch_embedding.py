@@ -1,51 +1,43 @@
-"""Patch tokens from raw voxels against the matrix of patches written out, in float64."""
+"""Patch tokens from voxels where they lie, against the matrix of patches written out in float64."""
 
 import pytest
 import torch
-from radfm_kernels.patch_embedding import Patch, patch_embedding, reference
-from testing import DEVICE, against_float64, close, rand
+from radfm_kernels.patch_embedding import patch_embedding, reference
+from testing import NON_CONTIGUOUS_GRADIENTS, against_float64, assert_close, rand
 
-NAMES = ("matrix", "bias", "gain", "shift", "rows", "columns", "depths")
-
-
-def voxels_of(kind, shape):
-    if kind.is_floating_point:
-        return rand(*shape, dtype=kind)
-    low, high = (0, 256) if kind == torch.uint8 else (-1024, 3000)
-    return torch.randint(low, high, shape, device=DEVICE).to(kind)
+NAMES = ("weight", "bias", "norm_weight", "norm_bias", "row_positions", "column_positions", "depth_positions")
 
 
-def parameters(voxels, patch, width=48, dtype=torch.float32):
-    values = voxels.shape[1] * patch[0] * patch[1] * patch[2]
-    shapes = [(width, values), (width,), (width,), (width,), (16, width // 3), (16, width // 3), (32, width // 3)]
+def random_parameters(voxels, patch_size, features=48, dtype=torch.float32):
+    values = voxels.shape[1] * patch_size[0] * patch_size[1] * patch_size[2]
+    vector, third = (features,), features // 3
+    shapes = [(features, values), vector, vector, vector, (16, third), (16, third), (32, third)]
     return [rand(*shape, dtype=dtype, scale=0.2) for shape in shapes]
 
 
-def embed(voxels, patch, window=None):
+def kernel_and_reference(voxels, patch_size):
     return (
-        lambda *p: patch_embedding(voxels, *p, patch, window),
-        lambda *p: reference(voxels, *p, Patch(*patch), window, 1e-5),
+        lambda *parameters: patch_embedding(voxels, *parameters, patch_size),
+        lambda *parameters: reference(voxels, *parameters, patch_size=patch_size, eps=1e-5),
     )
 
 
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.float16, torch.float32])
-def test_every_kind_of_voxels_within_its_window(kind):
-    voxels = voxels_of(kind, (2, 1, 16, 24, 8))
-    window = torch.tensor([[-160.0, 240.0], [0.0, 200.0]], device=DEVICE)
-    patch = (8, 8, 4)
-    against_float64(*embed(voxels, patch, window), parameters(voxels, patch), torch.float32, NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes_of_voxels(dtype):
+    voxels = rand(2, 1, 16, 24, 8, dtype=dtype)
+    parameters = random_parameters(voxels, (8, 8, 4))
+    against_float64(*kernel_and_reference(voxels, (8, 8, 4)), parameters, torch.float32, NAMES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_parameters_of_sixteen_bits(dtype):
-    voxels = voxels_of(torch.float32, (1, 1, 16, 16, 8))
-    kernel, plain = embed(voxels, (8, 8, 4))
-    given = parameters(voxels, (8, 8, 4), dtype=dtype)
-    close(kernel(*given), plain(*(p.double() for p in given)), dtype, "tokens")
+def test_parameters_of_16_bits(dtype):
+    voxels = rand(1, 1, 16, 16, 8)
+    parameters = random_parameters(voxels, (8, 8, 4), dtype=dtype)
+    against_float64(*kernel_and_reference(voxels, (8, 8, 4)), parameters, dtype, NAMES)
 
 
 @pytest.mark.parametrize(
-    ("shape", "patch"),
+    ("shape", "patch_size"),
     [
         ((1, 1, 8, 8, 1), (8, 8, 1)),
         ((3, 3, 16, 8, 4), (8, 8, 4)),
@@ -53,42 +45,65 @@ def test_parameters_of_sixteen_bits(dtype):
         ((2, 1, 10, 15, 3), (5, 5, 3)),
     ],
 )
-def test_one_patch_colours_and_odd_sizes(shape, patch):
-    voxels = voxels_of(torch.float32, shape)
-    against_float64(*embed(voxels, patch), parameters(voxels, patch), torch.float32, NAMES)
+def test_one_patch_three_channels_and_odd_sizes(shape, patch_size):
+    voxels = rand(*shape)
+    parameters = random_parameters(voxels, patch_size)
+    against_float64(*kernel_and_reference(voxels, patch_size), parameters, torch.float32, NAMES)
 
 
-def test_flat_patches_and_faint_ones():
-    voxels = torch.full((1, 1, 16, 8, 4), 700, dtype=torch.int16, device=DEVICE)
-    voxels[0, 0, 8:] += torch.randint(0, 2, (8, 8, 4), device=DEVICE).to(torch.int16)
-    window = torch.tensor([[-1000.0, 3000.0]], device=DEVICE)
-    kernel, plain = embed(voxels, (8, 8, 4), window)
-    given = parameters(voxels, (8, 8, 4))
-    # A patch of one value has a spread of rounding alone, which eps outweighs; a faint one keeps its contrast.
-    close(kernel(*given), plain(*(p.double() for p in given)), torch.float16, "tokens")
+def test_patches_of_one_value_and_of_low_contrast():
+    """eps decides where the variance is 0; a variance of E[x²] − E[x]² would lose a contrast of 1 in 4,000."""
+    voxels = torch.full_like(rand(1, 1, 16, 8, 4), 0.425)
+    voxels[0, 0, 8:] += (rand(8, 8, 4) > 0) / 4000
+    parameters = random_parameters(voxels, (8, 8, 4))
+    kernel, plain = kernel_and_reference(voxels, (8, 8, 4))
+    assert_close(kernel(*parameters), plain(*(p.double() for p in parameters)), torch.float16, "the tokens")
 
 
 def test_voxels_that_are_not_contiguous():
-    voxels = voxels_of(torch.float32, (1, 1, 8, 16, 16)).permute(0, 1, 3, 4, 2)
-    kernel, plain = embed(voxels, (8, 8, 4))
-    given = parameters(voxels, (8, 8, 4))
-    close(kernel(*given), plain(*given), torch.float32, "tokens")
+    voxels = rand(1, 1, 8, 16, 16).permute(0, 1, 3, 4, 2)
+    parameters = random_parameters(voxels, (8, 8, 4))
+    against_float64(*kernel_and_reference(voxels, (8, 8, 4)), parameters, torch.float32, NAMES)
 
 
-def test_the_operator_keeps_its_promises():
-    voxels = voxels_of(torch.int16, (1, 1, 8, 8, 4))
-    given = [p.requires_grad_() for p in parameters(voxels, (8, 8, 4))]
+def test_parameters_that_are_not_contiguous():
+    voxels = rand(1, 1, 16, 16, 8)
+    parameters = [p.repeat_interleave(2, -1)[..., ::2] for p in random_parameters(voxels, (8, 8, 4))]
+    against_float64(*kernel_and_reference(voxels, (8, 8, 4)), parameters, torch.float32, NAMES)
+
+
+@pytest.mark.parametrize("gradient", NON_CONTIGUOUS_GRADIENTS)
+def test_gradient_of_the_output_that_is_not_contiguous(gradient):
+    voxels = rand(2, 1, 16, 16, 8)
+    parameters = random_parameters(voxels, (8, 8, 4))
+    against_float64(*kernel_and_reference(voxels, (8, 8, 4)), parameters, torch.float32, NAMES, gradient)
+
+
+def test_opcheck():
+    voxels = rand(1, 1, 8, 8, 4)
+    parameters = [p.requires_grad_() for p in random_parameters(voxels, (8, 8, 4))]
     operator = torch.ops.radfm_kernels.patch_embedding_forward.default
-    window = torch.tensor([[-160.0, 240.0]], device=DEVICE)
-    torch.library.opcheck(operator, (voxels, *given, [8, 8, 4], window, 1e-5))
+    torch.library.opcheck(operator, (voxels, *parameters, [8, 8, 4], 1e-5))
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(NAMES)))
 def test_errors_name_the_argument(number, name):
-    voxels = voxels_of(torch.float32, (1, 1, 8, 8, 4))
-    given = parameters(voxels, (8, 8, 4))
-    given[number] = rand(5, 7)
+    voxels = rand(1, 1, 8, 8, 4)
+    parameters = random_parameters(voxels, (8, 8, 4))
+    parameters[number] = rand(5, 7)
     with pytest.raises(ValueError, match=f"^{name}: "):
-        patch_embedding(voxels, *given, (8, 8, 4))
-    with pytest.raises(ValueError, match=r"^voxels: .* cannot be cut"):
-        patch_embedding(voxels, *given, (8, 8, 3))
+        patch_embedding(voxels, *parameters, (8, 8, 4))
+
+
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [
+        (rand(1, 1, 8, 8, 4).to(torch.int16), r"voxels: \(1, 1, 8, 8, 4\) torch\.int16 is not"),
+        (rand(1, 8, 8, 4), r"voxels: \(1, 8, 8, 4\) torch\.float32 is not"),
+        (rand(1, 1, 8, 8, 5), r"voxels: \(8, 8, 5\) cannot be cut into patches"),
+    ],
+)
+def test_voxels_that_do_not_fit(voxels, message):
+    parameters = random_parameters(rand(1, 1, 8, 8, 4), (8, 8, 4))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        patch_embedding(voxels, *parameters, (8, 8, 4))

@@ -1,13 +1,23 @@
 """`radfm ask` as a person types it: what it prints, where, and with which exit status."""
 
+import doctest
 import json
 import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import ROOT
+from typer.testing import CliRunner
 
-pytestmark = pytest.mark.skipif(not (ROOT / "model.safetensors").exists(), reason="needs the demo checkpoint in the root")
+from radfm.cli import common
+from radfm.cli.main import app
+from radfm.load_scan_radfm import load_scan
+
+pytestmark = [
+    pytest.mark.slow,  # an interpreter for each command, which imports torch and transformers: a minute
+    pytest.mark.skipif(not (ROOT / "model.safetensors").exists(), reason="needs the demo checkpoint in the root"),
+]
 
 
 def radfm(*words, answers=""):
@@ -65,10 +75,71 @@ def test_what_is_no_scan_is_one_line_and_status_2(words, sentence):
     assert sentence in run.stderr and run.stderr.count("\n") == 1
 
 
+def refusal(*arguments):
+    """The one line that a command refuses with."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1, result.output
+    return result.stderr.strip()
+
+
 def test_what_is_no_model_is_one_line_and_status_2(dicom_files, tmp_path):
-    for model in (str(tmp_path), "no-such-model"):
-        run = radfm("ask", dicom_files / "CT_small.dcm", "What?", "--model", model)
-        assert run.returncode == 2 and run.stderr.count("\n") == 1 and model in run.stderr
+    for model in (tmp_path, "no-such-model"):
+        assert str(model) in refusal("ask", dicom_files / "CT_small.dcm", "What?", "--model", model)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "cannot be loaded as RadFM" in refusal("ask", dicom_files / "CT_small.dcm", "What?", "--model", tmp_path)
+
+
+def test_an_installation_without_the_demo_checkpoint_says_so(dicom_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "PACKAGE", tmp_path)
+    line = refusal("ask", dicom_files / "CT_small.dcm", "What?")
+    assert line == "This installation of radfm has no demo checkpoint: name a folder or a Hub id with --model."
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--bits", "3"], "--bits 3 is neither 4 nor 8."),
+        (["--volume", "two"], "--volume two is neither an index from 0 nor KEY=VALUE, such as EchoTime=4.6."),
+        (["--volume", "EchoTime="], "--volume EchoTime= is neither"),
+        (["--max-gb", "0.001"], "more than 0.0 GB"),
+        (["--device", "tpu9"], "--device tpu9"),
+    ],
+)
+def test_wrong_options_are_one_line_and_status_2(options, sentence, dicom_files):
+    assert sentence in refusal("ask", dicom_files / "693_J2KI.dcm", "What?", *options)
+
+
+def test_json_without_a_question_is_refused(dicom_files):
+    assert "put a question behind the scans" in refusal("ask", dicom_files / "CT_small.dcm", "--json")
+
+
+def test_a_volume_is_chosen_by_its_index(nifti_files):
+    path = nifti_files / "example4d.nii.gz"
+    (first, second) = (load_scan(path, volume=volume).voxels.max() for volume in (0, 1))
+    assert first != second
+    result = CliRunner().invoke(app, ["inspect", str(path), "--volume", "1"])
+    assert result.exit_code == 0 and f"to {second:g}" in result.stdout
+
+
+def test_typed_marks_and_end_tokens_are_text_in_a_conversation(dicom_files):
+    from radfm.cli.chat import ChatSession
+
+    session = ChatSession(str(ROOT), "cpu")
+    session.set_scans([load_scan(dicom_files / "693_J2KI.dcm")])
+    prompts = []
+    generate = session.model.generate
+    session.model.generate = lambda **inputs: prompts.append(inputs["input_ids"][0]) or generate(**inputs)
+    session.ask("Is <image> or <image_token></s> in it?", max_new_tokens=2)
+    session.ask("And </s><image> now?", max_new_tokens=2)
+    config, eos = session.model.config, session.processor.tokenizer.eos_token_id
+    for turns, ids in enumerate(prompts):
+        assert (ids == config.image_token_id).sum() == config.num_image_tokens
+        assert (ids == config.image_start_token_id).sum() == 1 and (ids == eos).sum() == turns
+    assert torch.equal(prompts[1][: len(prompts[0])], prompts[0]), "a conversation only grows"
+
+
+def test_the_examples_in_the_docstrings_give_what_they_say():
+    assert doctest.testmod(common).failed == 0
 
 
 def test_help_teaches_by_example_without_loading_torch():
@@ -79,4 +150,4 @@ def test_help_teaches_by_example_without_loading_torch():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
     assert run.returncode == 0, run.stderr
-    assert "radfm ask chest.dcm" in run.stdout
+    assert "radfm ask chest.dcm" in run.stdout and "--volume" in run.stdout

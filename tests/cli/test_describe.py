@@ -1,16 +1,16 @@
 """`radfm inspect`: left is left, whatever way a volume is stored."""
 
-import subprocess
-import sys
-
 import nibabel
 import numpy as np
 import pytest
-from helpers import ROOT
 from PIL import Image
+from typer.testing import CliRunner
 
+from radfm import load_scan_radfm
 from radfm.cli.describe import describe, draw
-from radfm.load_scan_radfm import load_scan
+from radfm.cli.inspect import list_contents
+from radfm.cli.main import app
+from radfm.load_scan_radfm import list_series, load_scan
 
 
 def marked_volume():
@@ -38,8 +38,8 @@ def test_left_is_on_the_right_of_the_picture_in_every_storage_order(axes, tmp_pa
     assert (np.asarray(Image.open(tmp_path / "same.png")) == picture).all()
 
 
-def test_lines_name_what_a_reader_needs(packs):
-    scan = load_scan(packs / "dicom_series_ct.zip")
+def test_lines_name_what_a_reader_needs(series_zips):
+    scan = load_scan(series_zips / "dicom_series_ct.zip")
     text = "\n".join(describe("study.zip", scan))
     assert "study.zip: CT, volume" in text and "1 CT body 3 mm" in text
     assert "512 × 512 × 20 voxels" in text and "0.9766 × 0.9766 × 2 mm" in text
@@ -48,15 +48,26 @@ def test_lines_name_what_a_reader_needs(packs):
 
 
 def test_the_command_prints_and_draws(dicom_files, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "radfm.cli",
-        "inspect",
-        str(dicom_files / "CT_small.dcm"),
-        "--png",
-        str(tmp_path / "a.png"),
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent)
-    assert run.returncode == 0 and "CT, image" in run.stdout
+    result = CliRunner().invoke(app, ["inspect", str(dicom_files / "CT_small.dcm"), "--png", str(tmp_path / "a.png")])
+    assert result.exit_code == 0 and "CT, image" in result.stdout
     assert Image.open(tmp_path / "a.png").size[0] > 200
+
+
+def test_a_picture_that_cannot_be_written_is_one_line_and_status_2(dicom_files, tmp_path):
+    result = CliRunner().invoke(app, ["inspect", str(dicom_files / "CT_small.dcm"), "--png", str(tmp_path / "no" / "a.png")])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "a.png: cannot be written" in result.stderr
+
+
+def test_several_series_of_a_source_are_listed(dicom_files, tmp_path):
+    for name in ("CT_small.dcm", "MR_small.dcm"):
+        (tmp_path / name).write_bytes((dicom_files / name).read_bytes())
+    heading, *lines = list_contents(str(tmp_path))
+    assert "series    2 in all; --series chooses one" in heading
+    assert [line.strip() for line in lines[:2]] == list_series(tmp_path)
+    assert not list(list_contents(str(dicom_files / "CT_small.dcm"))), "one series and one volume need no list"
+
+
+@pytest.mark.skipif(not hasattr(load_scan_radfm, "list_volumes"), reason="needs list_volumes")
+def test_several_volumes_of_a_source_are_listed(nifti_files):
+    heading, *lines = list_contents(str(nifti_files / "example4d.nii.gz"))
+    assert "volumes   2 in all; --volume chooses one" in heading and len(lines) == 2

@@ -12,7 +12,7 @@ from helpers import ROOT
 from safetensors import safe_open
 
 from radfm.configuration_radfm import PAPER_DECODER, RadFMConfig
-from radfm.conversion.names import EMBEDDINGS, HEAD, LM_HEAD, MARKS, WORDS, old_name
+from radfm.conversion.names import EMBED_KEY, EMBEDDINGS, HEAD_KEY, LM_HEAD, MARK_KEY, to_published_name
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
 LIMIT_GB, LAYERS = 6.0, 4
@@ -37,13 +37,13 @@ def write_checkpoint(file):
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     rows, width = shapes.pop(EMBEDDINGS)
     del shapes[LM_HEAD]
-    published = {old_name(name): shape for name, shape in shapes.items()}
-    published.update({WORDS: (rows - 3, width), MARKS: (2, width), HEAD: (rows - 3, width)})
+    published = {to_published_name(name): shape for name, shape in shapes.items()}
+    published.update({EMBED_KEY: (rows - 3, width), MARK_KEY: (2, width), HEAD_KEY: (rows - 3, width)})
     tensors = {}
     for number, (name, shape) in enumerate(published.items()):
         tensors[name] = torch.zeros(shape)
         tensors[name].view(-1)[0] = number
-    tensors["embedding_layer.weight"] = tensors[WORDS]
+    tensors["embedding_layer.weight"] = tensors[EMBED_KEY]
     torch.save(tensors, file)
 
 
@@ -74,7 +74,7 @@ def first_values(folder):
     return values
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # writes and reads 7 GB several times: minutes
 def test_six_gigabytes_as_a_file_and_out_of_its_zip(checkpoint):
     folder = checkpoint.parent
     assert checkpoint.stat().st_size > 6e9

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from radfm.conversion.convert import convert
-from radfm.conversion.parity import cases, greedy_tokens, stages
+from radfm.conversion.parity import compare_greedy_tokens, compare_stages, read_cases
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
 CASES = (
@@ -28,7 +28,7 @@ def meta(published):
 
 @pytest.fixture(scope="module")
 def stored_cases(published):
-    return {case.name: case for case in cases(published)}
+    return {case.name: case for case in read_cases(published)}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def model(published, meta, tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_every_stage_from_scan_to_loss(name, model, meta, stored_cases):
     tolerance, seen = meta["suggested_absolute_tolerance_float32"], set()
-    for stage, got, wanted in stages(model, stored_cases[name]):
+    for stage, got, wanted in compare_stages(model, stored_cases[name]):
         assert got.shape == wanted.shape, stage
         error = (got - wanted).abs().max().item()
         assert error <= tolerance[stage], f"{stage} is off by {error:.2g}"
@@ -53,20 +53,20 @@ def test_every_stage_from_scan_to_loss(name, model, meta, stored_cases):
 
 @pytest.mark.parametrize("name", CASES)
 def test_greedy_tokens(name, model, stored_cases):
-    for said, wanted in greedy_tokens(model, stored_cases[name]):
-        assert said == wanted
+    for generated, stored in compare_greedy_tokens(model, stored_cases[name]):
+        assert generated == stored
 
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_plain_mean_is_the_loss_that_the_published_forward_returned(name, model, stored_cases):
     case = stored_cases[name]
-    loss = model(**case.text, labels=case.data["labels"]).loss
+    loss = model(**case.inputs, labels=case.data["labels"]).loss
     assert loss.item() == pytest.approx(case.about["loss_returned"], abs=1e-4)
 
 
 @torch.no_grad()
 def test_weight_of_a_label_that_costs_nothing_still_divides(model, stored_cases):
     case = stored_cases["a_one_2d"]
-    loss = model(**case.text, labels=case.data["labels"], loss_weights=case.data["loss_reweight_alt"]).loss
+    loss = model(**case.inputs, labels=case.data["labels"], loss_weights=case.data["loss_reweight_alt"]).loss
     assert loss.item() == pytest.approx(case.about["loss_weighted_alt"], abs=1e-4)

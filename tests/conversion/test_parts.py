@@ -52,9 +52,9 @@ def test_the_vision_tower_alone_sees_what_the_whole_sees(whole, published, text_
             seen = alone(scans)
             torch.testing.assert_close(seen.last_hidden_state, wanted.last_hidden_state, rtol=0, atol=1e-4)
             torch.testing.assert_close(list(seen.pooler_output), list(wanted.pooler_output), rtol=0, atol=1e-3)
-    fates = json.loads((tmp_path / "vision" / "conversion.json").read_text())["tensors"]
-    assert fates["lang_model.lm_head.weight"] == "left out: not of the vision tower"
-    assert fates["embedding_layer.perceiver.latents"] == "perceiver.latents"
+    outcomes = json.loads((tmp_path / "vision" / "conversion.json").read_text())["tensors"]
+    assert outcomes["lang_model.lm_head.weight"] == "left out: not of the vision tower"
+    assert outcomes["embedding_layer.perceiver.latents"] == "perceiver.latents"
 
 
 def small_decoder(kind, folder):
@@ -147,6 +147,7 @@ def hub(published):
     server.shutdown()
 
 
+@pytest.mark.slow  # two interpreters, because the Hub's address is read at import
 def test_a_hub_id_is_downloaded_and_converted(hub, whole, text_config, tmp_path):
     (tmp_path / "text.json").write_text(json.dumps(text_config))
     here = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
@@ -163,7 +164,7 @@ def test_a_hub_id_is_downloaded_and_converted(hub, whole, text_config, tmp_path)
     )
     missing = run("lab/missing")
     assert missing.returncode == 2
-    assert missing.stderr.startswith("lab/missing: is no file here, and the Hub does not give it"), missing.stderr
+    assert missing.stderr.startswith("lab/missing: is no file here, and cannot be downloaded from the Hub"), missing.stderr
 
 
 def test_published_names_are_refused_with_the_remedy(whole, published, tmp_path):

@@ -32,7 +32,7 @@ def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     model = sentencepiece.ModelProto()
     parts = {word[:length] for word in WORDS.values() for length in range(1, len(word))} | set("".join(WORDS.values()))
-    free = iter(id for id in range(259, 32_000) if id not in WORDS)
+    free = iter(number for number in range(259, 32_000) if number not in WORDS)
     places = {**WORDS, **dict(zip(free, sorted(parts - set(WORDS.values())), strict=False))}
     for number in range(32_000):
         piece = model.pieces.add()
@@ -75,8 +75,8 @@ def test_ids_of_the_published_prompts(tokenizer, published):
         processor = RadFMProcessor(RadFMImageProcessor(), tokenizer, num_image_tokens=tokens)
         text = re.sub(r"(<image\d+>)+</image>", "", example["text"])
         # One placeholder stands here for each of the 3,200 published ones.
-        wanted = [min(id, 32_002) for id in example["ids"]]
-        ids = processor(text=text, images=[SCAN] * scans)["input_ids"]
+        wanted = [min(token_id, 32_002) for token_id in example["ids"]]
+        (ids,) = processor(text=text, images=[SCAN] * scans)["input_ids"]
         assert ids == wanted, text
 
 
@@ -85,8 +85,8 @@ def test_a_question_mark_behind_a_scan_is_the_spaced_one(tokenizer):
     assert tokenizer.decode([1815, 366, 29973, 2], skip_special_tokens=True) == "Can you?"
 
 
-def test_another_number_of_words_is_refused(llama):
-    with pytest.raises(ConversionError, match=r"knows 32000 words, the checkpoint 200\."):
+def test_a_vocabulary_of_another_size_is_refused(llama):
+    with pytest.raises(ConversionError, match=r"has a vocabulary of 32000, the checkpoint one of 200\."):
         published_tokenizer(str(llama), 200)
 
 

@@ -1,5 +1,7 @@
 """Sizes: the paper's by default, nonsense refused by name, and what is saved comes back."""
 
+import doctest
+import importlib
 import subprocess
 import sys
 
@@ -42,8 +44,8 @@ def test_nonsense_is_refused_by_the_name_of_its_field(vision, text, sentence):
         small_config(vision_config={**VISION, **vision}, text_config={**TEXT, **text})
 
 
-def test_image_marks_must_differ():
-    with pytest.raises(ValueError, match="three different ids"):
+def test_image_ids_must_differ():
+    with pytest.raises(ValueError, match="three image ids must differ"):
         small_config(image_end_token_id=100)
 
 
@@ -59,3 +61,8 @@ def test_an_older_transformers_is_refused_in_words():
     code = "import transformers; transformers.__version__ = '4.57.6'\nimport radfm.configuration_radfm\n"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
     assert "RadFM needs transformers 5.18 or newer, and this is transformers 4.57.6" in run.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["configuration_radfm", "attention_radfm", "vision_layers_radfm", "modeling_radfm"])
+def test_examples_of_the_docstrings(name):
+    assert doctest.testmod(importlib.import_module(f"radfm.{name}")).failed == 0

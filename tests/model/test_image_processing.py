@@ -1,10 +1,14 @@
 """What a grey value becomes, and which voxels are left: to the number, on scans drawn for it."""
 
+import doctest
+import warnings
+
 import nibabel
 import numpy as np
 import pytest
 import torch
 
+import radfm.image_processing_radfm
 from radfm.image_processing_radfm import CT_WINDOWS, RadFMImageProcessor
 from radfm.load_scan_radfm import load_scan
 from radfm.scan_radfm import Scan
@@ -16,6 +20,19 @@ def phantom():
     """Six stripes of tissue, 16 voxels each."""
     voxels = np.repeat(np.array(list(HU.values()), np.float32), 16)
     return Scan(np.broadcast_to(voxels[None, :, None, None], (1, 96, 96, 1)).copy(), modality="CT")
+
+
+def test_the_table_of_ct_windows():
+    width_and_level = {name: (high - low, (low + high) / 2) for name, (low, high) in CT_WINDOWS.items()}
+    assert width_and_level == {
+        "soft tissue": (400, 40),
+        "lung": (1500, -600),
+        "brain": (80, 40),
+        "bone": (1800, 400),
+        "mediastinum": (350, 50),
+        "liver": (150, 30),
+        "blood": (200, 80),
+    }
 
 
 @pytest.mark.parametrize("window", [*CT_WINDOWS, (-200.0, 200.0)])
@@ -37,8 +54,9 @@ def test_the_files_own_window_for_pictures_and_x_rays_and_percentiles_for_mr():
     ramp = np.linspace(0, 1000, 64 * 64, dtype=np.float32).reshape(1, 64, 64, 1)
     processor = RadFMImageProcessor(image_size=64)
     assert processor.intensity_windows(Scan(ramp, modality="DX", windows=[(100.0, 500.0)])) == [(100.0, 500.0)]
-    ((low, high),) = processor.intensity_windows(Scan(ramp, modality="MR", windows=[(100.0, 500.0)]))
-    assert (low, high) == pytest.approx((5.0, 995.0), abs=0.1)
+    for modality in ("MR", "PT"):
+        ((low, high),) = processor.intensity_windows(Scan(ramp, modality=modality, windows=[(100.0, 500.0)]))
+        assert (low, high) == pytest.approx((5.0, 995.0), abs=0.1), modality
     assert processor.intensity_windows(load_scan(np.full((4, 4), 7, np.uint8))) == [(0.0, 255.0)]
 
 
@@ -70,6 +88,24 @@ def test_a_slanted_edge_shrinks_without_aliasing():
     stripes = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     pixels = RadFMImageProcessor(image_size=32).preprocess(stripes)
     assert pixels.sub(0.5).abs().max() < 0.05
+
+
+def test_a_deep_volume_is_averaged_along_depth_and_not_sampled():
+    voxels = np.broadcast_to(np.arange(80) % 2, (16, 16, 80)).astype(np.float32)
+    pixels = RadFMImageProcessor(image_size=16, max_slices=16, percentiles=(0, 100)).preprocess(voxels)
+    assert pixels.shape[-1] == 16 and pixels.sub(0.5).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("thick", [0, 1, 2])
+def test_depth_is_the_axis_with_the_widest_spacing(thick):
+    """Equal numbers of voxels along each axis, so that only the spacing tells how the volume was acquired."""
+    spacing = [1.0, 1.0, 1.0]
+    spacing[thick] = 5.0
+    # Voxel axis 0, 1, 2 runs along R, A, S: sagittal, coronal or axial slices.
+    voxels = np.moveaxis(np.broadcast_to(np.arange(8.0), (8, 8, 8)), 2, thick)[None].astype(np.float32)
+    view = RadFMImageProcessor().orient_and_crop(Scan(voxels, np.diag([*spacing, 1.0]), tuple(spacing)))
+    assert view.spacing == (1.0, 1.0, 5.0)
+    assert np.ptp(view.voxels, axis=(0, 1, 2)).max() == 0, "each slice holds one value"
 
 
 def test_colour_is_kept_or_becomes_grey():
@@ -121,27 +157,74 @@ def test_what_is_no_window_is_refused(window):
         RadFMImageProcessor(ct_window=window)
 
 
-def test_spacing_in_millimetres_is_kept_and_the_rest_cut_or_black():
-    voxels = np.ones((1, 50, 100, 12), np.float32)
-    voxels[:, 25, 50, 6] = 9
-    scan = Scan(voxels, np.diag([2.0, 1.0, 3.0, 1]), (2.0, 1.0, 3.0))
-    processor = RadFMImageProcessor(image_size=64, spacing=(1.0, 1.0, 3.0), percentiles=(0, 100))
-    view = processor.orient_and_crop(scan)
-    assert processor.target_size(view) == (100, 100, 12)
-    assert processor.preprocess(scan).shape == (1, 64, 64, 12), "cut around the middle"
-    small = RadFMImageProcessor(image_size=128, spacing=(1.0, 1.0, 3.0), percentiles=(0, 100)).preprocess(scan)
-    assert small.shape == (1, 128, 128, 12) and small[0, :14].sum() == 0 and small[0, 60:70, 60:70].sum() > 0
+def test_spacing_in_millimetres_is_kept_and_the_middle_is_cropped():
+    """Without resampling every voxel can be followed: the crop is the middle, the padding is black around it."""
+    voxels = np.arange(1, 51 * 101 * 12 + 1, dtype=np.float32).reshape(1, 51, 101, 12)
+    scan = Scan(voxels, None, (2.0, 1.0, 3.0))
+    same = {"spacing": (2.0, 1.0, 3.0), "percentiles": (0, 100)}
+    scaled = torch.from_numpy((voxels - 1) / (voxels.max() - 1))
+    assert RadFMImageProcessor(**same).target_size(scan) == (51, 101, 12)
+    assert RadFMImageProcessor(spacing=(1.0, 1.0, 1.5)).target_size(scan) == (102, 101, 24), "mm / mm per voxel"
+    pixels = RadFMImageProcessor(image_size=64, **same).preprocess(scan)
+    torch.testing.assert_close(pixels[:, 6:57], scaled[:, :, 19:83])
+    assert pixels[:, :6].sum() == pixels[:, 57:].sum() == 0
+    pixels = RadFMImageProcessor(image_size=128, **same).preprocess(scan)
+    torch.testing.assert_close(pixels[:, 38:89, 13:114], scaled)
+    assert pixels.sum().item() == pytest.approx(scaled.sum().item(), rel=1e-5)
 
 
-def test_air_around_the_body_is_cut_away():
-    voxels = np.full((1, 60, 60, 1), -1000, np.float32)
-    voxels[:, 20:40, 10:50] = 40
-    scan = Scan(voxels, np.diag([-1.0, -1.0, 1, 1]), (1.0, 1.0, 1.0), "CT")
-    processor = RadFMImageProcessor(image_size=40, crop_to_body=True, keep_aspect=True)
-    view = processor.orient_and_crop(scan)
-    assert view.voxels.shape == (1, 20, 40, 1) or view.voxels.shape == (1, 40, 20, 1)
-    pixels = processor.preprocess(scan)
-    assert (pixels > 0.4).float().mean() == pytest.approx(0.5, abs=0.02)
+def test_air_around_the_body_is_cropped_and_the_body_stays_where_it_was():
+    voxels = np.full((1, 60, 60, 8), -1000, np.float32)
+    voxels[:, 20:40, 10:50, 2:7] = 40
+    # Rows run to the back, columns to the left, slices to the head: the radiological view already.
+    affine = np.array([[0, -2.0, 0, 90], [-1.5, 0, 0, 70], [0, 0, 3.0, -50], [0, 0, 0, 1]])
+    scan = Scan(voxels, affine, (1.5, 2.0, 3.0), "CT")
+    view = RadFMImageProcessor(crop_to_body=True).orient_and_crop(scan)
+    assert view.voxels.shape == (1, 20, 40, 5) and (view.voxels == 40).all()
+    np.testing.assert_allclose(view.affine @ [0, 0, 0, 1], affine @ [20, 10, 2, 1])
+    np.testing.assert_allclose(view.affine[:3, :3], affine[:3, :3])
+
+
+def test_a_body_is_found_without_hounsfield_units():
+    voxels = np.full((60, 60), 3, np.float32)
+    voxels[20:40, 10:50] = np.linspace(100, 1000, 20)[:, None]
+    pixels = RadFMImageProcessor(image_size=40, crop_to_body=True, percentiles=(0, 100)).preprocess(voxels)
+    assert pixels[0, 0].max() < 0.1 and pixels[0, -1].min() > 0.9, "the body fills the square"
+
+
+@pytest.mark.parametrize("array", [np.zeros((3, 64, 64), np.float32), torch.zeros(3, 64, 64)])
+def test_an_array_that_may_be_rgb_is_a_volume_with_a_warning(array):
+    processor = RadFMImageProcessor(image_size=32)
+    with pytest.warns(UserWarning, match=r"\(3, 64, 64\) is read as a volume.*give it as \(3, 64, 64, 1\)"):
+        assert processor.preprocess(array).shape == (1, 32, 32, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor.preprocess(np.zeros((64, 64, 3), np.uint8))
+        processor.preprocess(np.zeros((3, 64, 64, 1), np.float32))
+        processor.preprocess(np.zeros((64, 64, 16), np.float32))
+
+
+def test_settings_of_one_call_leave_the_processor_as_it_was():
+    processor = RadFMImageProcessor(image_size=96, ct_window="bone")
+    (pixels,) = processor(phantom(), ct_window="lung", return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, RadFMImageProcessor(image_size=96, ct_window="lung").preprocess(phantom()))
+    assert torch.equal(processor(phantom())["pixel_values"][0], processor.preprocess(phantom()))
+
+
+def test_unknown_settings_are_refused_with_the_nearest_known_one():
+    for make in (RadFMImageProcessor, lambda **settings: RadFMImageProcessor()(phantom(), **settings)):
+        with pytest.raises(TypeError, match="no setting 'keep_aspects'; did you mean 'keep_aspect'"):
+            make(keep_aspects=True)
+
+
+@pytest.mark.parametrize("percentiles", [(99, 1), (50,), (-1, 99), (1, 101)])
+def test_what_are_no_percentiles_is_refused(percentiles):
+    with pytest.raises(ValueError, match="must be two numbers from 0 to 100, the lower one first"):
+        RadFMImageProcessor(percentiles=percentiles)
+
+
+def test_the_examples_in_the_docstrings_give_what_they_say():
+    assert doctest.testmod(radfm.image_processing_radfm).failed == 0
 
 
 def test_the_published_preset_stretches_from_lowest_to_highest():

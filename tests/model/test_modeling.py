@@ -1,18 +1,19 @@
 """Laws of the model: what a scan may change, what a batch may not, and what every way of running it agrees on."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from helpers import IMAGE, TEXT, VISION, small_model
-from transformers import TextStreamer, Trainer, TrainingArguments
+from safetensors.torch import load_file, save_file
+from transformers import CompileConfig, TextStreamer, Trainer, TrainingArguments
 
-from radfm.modeling_radfm import (
-    RadFMForConditionalGeneration,
-    RadFMModel,
-    RadFMVisionModel,
-    weighted_loss,
-)
+from radfm.configuration_radfm import AUTO_CLASSES
+from radfm.modeling_radfm import RadFMForConditionalGeneration, RadFMModel, RadFMVisionModel
 
 IMAGE_2D, VOLUME, WIDE = (1, 32, 32, 1), (1, 32, 48, 8), (3, 16, 32, 4)
 
@@ -116,18 +117,6 @@ def test_folding_grey_and_flat_scans_is_exact():
         torch.testing.assert_close(folded, full, atol=1e-5, rtol=0)
 
 
-def test_folded_weights_follow_the_weights():
-    embedding = small_model().model.vision_tower.patch_embedding
-    with torch.no_grad():
-        before = embedding.folded(grey=True, flat=True)
-        assert embedding.folded(grey=True, flat=True)[0] is before[0], "kept while nothing changes"
-        embedding.projection.weight.mul_(2)
-        torch.testing.assert_close(embedding.folded(grey=True, flat=True)[0], 2 * before[0])
-    matrix, _ = embedding.folded(grey=True, flat=True)
-    matrix.sum().backward()
-    assert embedding.projection.weight.grad is not None and embedding.patch_norm.weight.grad is not None
-
-
 @torch.no_grad()
 def test_cached_decoding_equals_uncached(model):
     ids, scans = prompt("image", [5, 6]), [scan(VOLUME)]
@@ -198,16 +187,6 @@ def test_inputs_embeds_with_placeholders_take_scans_too(model):
     )
 
 
-@torch.no_grad()
-def test_image_marks_are_never_spoken(model):
-    model.lm_head.weight[100:] = 100
-    ids = prompt("image", [5])
-    logits = model(input_ids=ids, pixel_values=[scan(VOLUME)]).logits
-    assert (logits[..., 100:] == torch.finfo(torch.float32).min).all()
-    said = model.generate(input_ids=ids, pixel_values=[scan(VOLUME)], max_new_tokens=10, do_sample=True, top_k=0)
-    assert said[0, ids.shape[1] :].max() < 100
-
-
 @pytest.mark.parametrize(
     ("scans", "sentence"), [(1, "places for 2 scans .* and 1 scans"), (3, "2 scans .* and 3"), (0, "2 scans .* and 0")]
 )
@@ -236,48 +215,6 @@ def test_pixels_and_features_at_once_are_refused(model):
         model(input_ids=prompt("image"), pixel_values=[scan(IMAGE_2D)], image_features=[torch.zeros(4, 64)])
 
 
-def test_loss_weights_give_the_weighted_mean(model):
-    ids = prompt([5, 6, 7, 8])
-    logits = model(input_ids=ids).logits
-    nll = -torch.log_softmax(logits[0, :-1].float(), -1).gather(1, ids[0, 1:, None])[:, 0]
-    weights = torch.tensor([[9.0, 0, 1, 3, 1]])
-    wanted = (nll * weights[0, 1:]).sum() / weights[0, 1:].sum()
-    torch.testing.assert_close(model(input_ids=ids, labels=ids, loss_weights=weights).loss, wanted)
-    torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, nll.mean())
-
-
-def test_the_loss_of_a_step_is_the_mean_over_all_of_its_batches(model):
-    rows = [prompt([5, 6, 7, 8]), prompt([9, 10])]
-    weights = [torch.tensor([[0.0, 1, 1, 3, 1]]), torch.tensor([[0.0, 3, 0]])]
-    padded = left_padded(rows)
-    labels = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
-    of_rows = torch.tensor([[0.0, 1, 1, 3, 1], [0, 0, 0, 3, 0]])
-    labels[1, 2] = -100  # the first token of a row is nobody's next token
-    whole = model(**padded, labels=labels, loss_weights=of_rows).loss
-    total = sum(w[:, 1:].sum() for w in weights)
-    parts = [
-        model(input_ids=ids, labels=ids, loss_weights=w, num_items_in_batch=total).loss
-        for ids, w in zip(rows, weights, strict=True)
-    ]
-    torch.testing.assert_close(sum(parts), whole)
-    count = sum(ids.shape[1] - 1 for ids in rows)
-    parts = [model(input_ids=ids, labels=ids, num_items_in_batch=count).loss for ids in rows]
-    torch.testing.assert_close(sum(parts), model(**padded, labels=labels).loss)
-
-
-def test_image_marks_as_labels_cost_nothing(model):
-    ids = prompt("image", [5, 6])
-    masked = ids.masked_fill(ids >= 100, -100)
-    scans = [scan(IMAGE_2D)]
-    with_marks = model(input_ids=ids, labels=ids, pixel_values=scans).loss
-    torch.testing.assert_close(with_marks, model(input_ids=ids, labels=masked, pixel_values=scans).loss)
-
-
-def test_weighted_loss_without_weight_is_not_a_number():
-    loss = weighted_loss(torch.zeros(1, 2, 4), torch.tensor([[1, 2]]), torch.zeros(1, 2))
-    assert loss.isnan()
-
-
 def test_every_weight_learns():
     model = small_model().train()
     ids = prompt("image", [5, 6], "image", [7], "image")
@@ -296,30 +233,6 @@ def test_gradient_checkpointing_changes_no_gradient():
         model(input_ids=ids, labels=ids, pixel_values=[scan(VOLUME)], use_cache=False).loss.backward()
         grads.append([p.grad for p in model.parameters()])
     torch.testing.assert_close(grads[0], grads[1])
-
-
-@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "gemma3_text", "gpt2", "mistral"])
-@torch.no_grad()
-def test_any_causal_decoder_serves(model_type, tmp_path):
-    text = {**TEXT, "model_type": model_type, "head_dim": 16, "num_hidden_layers": 2}
-    if model_type == "gpt2":
-        text = {
-            "model_type": "gpt2",
-            "vocab_size": 103,
-            "n_embd": 64,
-            "n_layer": 2,
-            "n_head": 4,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        }
-    model = small_model(text_config=text)
-    ids, scans = prompt("image", [5, 6]), [scan(VOLUME)]
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    said = model.generate(input_ids=ids, pixel_values=scans, **options)
-    model.save_pretrained(tmp_path)
-    again = RadFMForConditionalGeneration.from_pretrained(tmp_path)
-    assert torch.equal(said, again.generate(input_ids=ids, pixel_values=scans, **options))
-    assert torch.equal(said, model.generate(input_ids=ids, pixel_values=scans, use_cache=False, **options))
 
 
 @torch.no_grad()
@@ -478,20 +391,143 @@ def test_an_adapter_trains_and_comes_back(model, tmp_path):
     torch.testing.assert_close(again(input_ids=ids, pixel_values=scans).logits, wanted)
 
 
-def test_the_trainer_takes_ragged_scans_and_accumulates(tmp_path):
-    rows = [{"input_ids": ids[0], "pixel_values": scans} for ids, scans in MIXED]
+@torch.no_grad()
+def test_patch_i_of_n_has_entry_i_plus_1_times_n_of_the_table_minus_1(model):
+    """The indices of the published code, counted out for tables of 4 rows and columns and 8 depths."""
+    embedding = model.model.vision_tower.patch_embedding
+    for table in embedding.position_tables():
+        table.weight.copy_(torch.arange(table.num_embeddings)[:, None].expand_as(table.weight))
+    positions = embedding.positions((2, 3, 4), torch.device("cpu")).view(2, 3, 4, 3, -1)[..., 0]
+    assert positions[:, 0, 0, 0].tolist() == [1, 3]
+    assert positions[0, :, 0, 1].tolist() == [0, 1, 2]
+    assert positions[0, 0, :, 2].tolist() == [1, 3, 5, 7]
 
-    def collate(batch):
-        padded = left_padded([row["input_ids"][None] for row in batch])
-        labels = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
-        scans = [one for row in batch for one in row["pixel_values"]]
-        return {**padded, "labels": labels, **({"pixel_values": scans} if scans else {})}
 
+@torch.no_grad()
+def test_hidden_states_and_attentions_of_each_scan_are_those_of_the_scan_alone(model):
+    tower, scans = model.model.vision_tower, [scan(VOLUME, 2), scan(IMAGE_2D, 1), scan(VOLUME, 3)]
+    model.set_attn_implementation("eager")
+    outputs = tower(scans, output_hidden_states=True, output_attentions=True)
+    assert len(outputs.hidden_states) == 3 and len(outputs.attentions) == 2
+    assert torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)
+    for i, one in enumerate(scans):
+        alone = tower([one], output_hidden_states=True, output_attentions=True)
+        start, end = outputs.cu_seqlens[i : i + 2]
+        for together, single in zip(outputs.hidden_states, alone.hidden_states, strict=True):
+            torch.testing.assert_close(together[start:end], single, atol=1e-5, rtol=0)
+        for of_layer, single in zip(outputs.attentions, alone.attentions, strict=True):
+            assert of_layer[i].shape == (2, end - start, end - start)
+            torch.testing.assert_close(of_layer[i], single[0], atol=1e-5, rtol=0)
+    assert tower(scans).hidden_states is None and tower(scans).attentions is None
+    tower.config.output_hidden_states = True
+    assert len(tower(scans).hidden_states) == 3
+
+
+@torch.no_grad()
+def test_attentions_without_eager_are_none_and_a_line_says_so(model, monkeypatch):
+    lines = []
+    monkeypatch.setattr("radfm.modeling_radfm.logger.warning_once", lines.append)
+    assert model.model.vision_tower([scan(IMAGE_2D)], output_attentions=True).attentions is None
+    assert lines == ["Attention weights of the vision tower need attn_implementation='eager': they are None."]
+
+
+@torch.no_grad()
+def test_the_output_of_the_vision_tower_comes_along(model):
+    ids, scans = prompt("image", [5]), [scan(VOLUME)]
+    outputs = model(input_ids=ids, pixel_values=scans, output_hidden_states=True)
+    wanted = model.get_image_features(scans, output_hidden_states=True)
+    torch.testing.assert_close(outputs.image_outputs.pooler_output, wanted.pooler_output)
+    torch.testing.assert_close(outputs.image_outputs.hidden_states, wanted.hidden_states)
+    assert model(input_ids=prompt([5])).image_outputs is None
+
+
+@torch.no_grad()
+def test_lists_of_scans_for_each_text_are_one_list(model):
+    """`pipeline(batch_size=2)` hands over the scans of each text in a list of its own."""
+    batch = left_padded([ids for ids, _ in MIXED])
+    nested = [of_row for _, of_row in MIXED]
+    flat = [one for of_row in nested for one in of_row]
+    assert torch.equal(model(**batch, pixel_values=nested).logits, model(**batch, pixel_values=flat).logits)
+    options = {"max_new_tokens": 3, "do_sample": False}
+    generated = model.generate(**batch, pixel_values=nested, **options)
+    assert torch.equal(generated, model.generate(**batch, pixel_values=flat, **options))
+    text = prompt([5, 6])
+    assert torch.equal(
+        model.generate(input_ids=text, pixel_values=[[]], **options), model.generate(input_ids=text, **options)
+    )
+
+
+@torch.no_grad()
+def test_a_decoding_step_with_a_static_cache_compiles_without_a_break(model):
+    ids, scans = prompt("image", [5, 6]), [scan(VOLUME)]
+    assert model._can_compile_fullgraph
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    wanted = model.generate(input_ids=ids, pixel_values=scans, **options)
+    compiled = CompileConfig(fullgraph=True, backend="eager")
+    compiled._compile_all_devices = True  # a CPU compiles only where it is told to
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(error_on_recompile=False):
+        output_ids = model.generate(
+            input_ids=ids, pixel_values=scans, cache_implementation="static", compile_config=compiled, **options
+        )
+    assert torch.equal(output_ids, wanted)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+def test_a_head_that_shares_its_weights_is_sharded_with_them():
+    model = small_model(text_config={**TEXT, "tie_word_embeddings": True})
+    assert "lm_head" in model.tp_plan and "model.language_model.embed_tokens" in model.tp_plan
+
+
+def test_a_weight_that_no_part_of_the_model_has_is_reported(model, tmp_path):
+    """The vision tower may skip the decoder's weights in a checkpoint of a whole model; the whole model may not."""
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.language_model.layers.7.mlp.up_proj.weight"] = torch.zeros(1)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    _, info = RadFMForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["unexpected_keys"]) == {"model.language_model.layers.7.mlp.up_proj.weight"}
+
+
+@torch.no_grad()
+def test_trainer_evaluates_batches_of_which_some_have_no_scan(model, tmp_path):
+    rows = [{"input_ids": ids, "labels": ids, **({"pixel_values": scans} if scans else {})} for ids, scans in MIXED]
     arguments = TrainingArguments(
-        str(tmp_path), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, use_cpu=True,
-        remove_unused_columns=False, report_to=[], learning_rate=1e-2, disable_tqdm=True, logging_steps=1,
+        str(tmp_path), per_device_eval_batch_size=1, use_cpu=True, report_to=[], disable_tqdm=True,
+        remove_unused_columns=False,
     )  # fmt: skip
-    trainer = Trainer(small_model(), arguments, data_collator=collate, train_dataset=rows)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
+    trainer = Trainer(
+        model, arguments, data_collator=lambda rows: rows[0], compute_metrics=lambda p: {"shape": p.predictions.shape}
+    )
+    metrics = trainer.evaluate(rows)
+    losses = [model(**row).loss.item() for row in rows]
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / 4, abs=1e-4)
+    assert metrics["eval_shape"] == (4, max(ids.shape[1] for ids, _ in MIXED), 103)
+
+
+LOADING = """
+import json, sys
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+loaded = []
+for folder, name in json.loads(sys.argv[1]):
+    model, info = globals()[name].from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    loaded.append(type(model).__name__)
+print(json.dumps(loaded))
+"""
+
+
+def test_saved_models_load_by_the_auto_classes_with_the_code_that_was_saved(model, tmp_path):
+    """The whole model by each of them, its parts by `AutoModel`, in a process of its own."""
+    parts = {"whole": model, "body": model.model, "tower": model.model.vision_tower}
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name)
+    wanted = [("whole", name) for name in AUTO_CLASSES] + [("body", "AutoModel"), ("tower", "AutoModel")]
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", LOADING, json.dumps([(str(tmp_path / folder), name) for folder, name in wanted])],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert json.loads(run.stdout) == [type(parts[folder]).__name__ for folder, _ in wanted]

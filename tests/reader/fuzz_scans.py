@@ -1,6 +1,6 @@
 """Change bytes of real files at random and read them: a Scan or a one-line ScanError, in bounded time, and nothing else.
 
-    python tests/fuzz_scans.py --minutes 10 --seed 0
+    python tests/reader/fuzz_scans.py --minutes 10 --seed 0
 
 What ends otherwise is written to `build/fuzz/` and named. A file that does not end at all ends the run, and lies there as
 `current_NAME`.
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import odd_inputs
 import pydicom
 
 from radfm.load_scan_radfm import ScanError, load_scan
@@ -49,7 +50,34 @@ def seeds() -> list[tuple[str, bytes]]:
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.dcm", (dicom / "MR_small.dcm").read_bytes())
-    return [*found, ("array.npy", array.getvalue()), ("zipped.zip", zipped.getvalue())]
+    return [*found, ("array.npy", array.getvalue()), ("zipped.zip", zipped.getvalue()), *made()]
+
+
+def made() -> list[tuple[str, bytes]]:
+    """Objects that no wheel brings: frames with diffusion, a dose, reconstructed nuclear slices, a mosaic, PET, a series."""
+    frames = np.stack([odd_inputs.pixels(k) for k in range(6)])
+    groups = [
+        {"position": (0, 0, 5 * (k % 3)), "MRDiffusionSequence": odd_inputs.item(DiffusionBValue=float(k // 3))}
+        for k in range(6)
+    ]
+    place = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": odd_inputs.AXIAL, "PixelSpacing": [4, 4]}
+    mosaic = odd_inputs.image(frames[0], ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"], SliceThickness=5, **place)
+    mosaic.private_block(0x19, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 4)
+    kind = ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"]
+    datasets = {
+        "diffusion.dcm": odd_inputs.enhanced(groups, frames),
+        "dose.dcm": odd_inputs.image(
+            frames, odd_inputs.RT_DOSE, GridFrameOffsetVector=[5.0 * k for k in range(6)], DoseGridScaling=0.5, **place
+        ),
+        "nuclear.dcm": odd_inputs.image(frames, odd_inputs.NUCLEAR, ImageType=kind, SpacingBetweenSlices=5, **place),
+        "mosaic.dcm": mosaic,
+        "pet.dcm": odd_inputs.pet(),
+    }
+    series = io.BytesIO()
+    with zipfile.ZipFile(series, "w") as archive:
+        for k, dataset in enumerate(odd_inputs.stack(6, change=lambda k: {"EchoTime": float(k % 2)})):
+            archive.writestr(f"{k}.dcm", odd_inputs.to_bytes(dataset))
+    return [*((name, odd_inputs.to_bytes(dataset)) for name, dataset in datasets.items()), ("series.zip", series.getvalue())]
 
 
 def mutated(content: bytes, other: bytes, rng: random.Random) -> bytes:

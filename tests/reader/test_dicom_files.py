@@ -30,15 +30,21 @@ def stored(content):
     return (scan.voxels - intercept) / slope
 
 
+def as_capture(content):
+    """A segmentation, which is refused as such, as a secondary capture of single bits."""
+    content = content.replace(b"1.2.840.10008.5.1.4.1.1.66.4", b"1.2.840.10008.5.1.4.1.1.7.1\0")
+    return content.replace(b"CS\x04\0SEG ", b"CS\x04\0OT  ")
+
+
 def test_every_transfer_syntax_against_its_uncompressed_reference(syntaxes):
     rows, files = syntaxes
     seen = set()
     for name, row in rows.items():
-        voxels = stored(files[name])
+        voxels = stored(as_capture(files[name]))
         assert voxels.shape[1:3] == (int(row["rows"]), int(row["cols"])), name
         seen.add(row["transfer_syntax_uid"])
         if row["reference"] in files and row["max_abs_diff_from_reference"]:
-            reference = stored(files[row["reference"]])
+            reference = stored(as_capture(files[row["reference"]]))
             allowed = float(row["max_abs_diff_from_reference"])
             assert np.abs(voxels - reference).max() <= allowed, name
     assert len(seen) >= 18
@@ -301,11 +307,11 @@ def test_files_without_preamble_or_meta_and_a_dicomdir(dicom_files, tmp_path):
 def test_a_dicomdir_stands_for_the_folder_that_it_lies_in(dicom_files):
     directory = dicom_files / "dicomdirtests" / "DICOMDIR"
     series = list_series(directory)
-    assert len(series) > 3 and series[0].endswith("7 files")
+    assert len(series) > 3 and any(line.endswith("7 images in 7 files") for line in series)
     uid = series[-1].split(" · ")[0]
     assert load_scan(directory, series=uid).voxels.size > 1
-    with pytest.raises(ScanError, match="7 images differ in size or plane"):
-        load_scan(directory)
+    scan = load_scan(directory)
+    assert scan.is_volume and "The largest of 13 series was read" in scan.warnings[-1]
 
 
 def test_sequences_nested_hundreds_deep_end_in_a_sentence():
@@ -340,18 +346,20 @@ def test_a_header_that_announces_forty_gigabytes_is_refused_before_it_is_read():
 
 
 def test_the_quick_header_is_pydicoms(packs, dicom_files, syntaxes):
+    from radfm.dicom_file_radfm import TAGS
     from radfm.dicom_header_radfm import HEAD_BYTES, plain_header
-    from radfm.dicom_radfm import TAGS
 
     contents = [file.read_bytes() for file in sorted(dicom_files.glob("*.dcm"))] + list(syntaxes[1].values())
     read = 0
     for content in contents:
-        quick = plain_header(content[:HEAD_BYTES], TAGS)
+        quick = plain_header(content[: HEAD_BYTES[-1]], TAGS)
         if quick is None:
             continue
         read += 1
         slow = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=sorted(TAGS))
-        assert {int(e.tag): e.value for e in quick[0]} == {int(e.tag): e.value for e in slow if int(e.tag) in TAGS}
+        assert {int(e.tag): e.value for e in quick[0].to_dataset()} == {
+            int(e.tag): e.value for e in slow if int(e.tag) in TAGS
+        }
         assert content[quick[1] : quick[1] + 4] == b"\xe0\x7f\x10\x00"
     assert read > 30
 

@@ -2,6 +2,12 @@
 
 import gzip
 import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
 import zipfile
 
 import nibabel
@@ -11,8 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from radfm.load_scan_radfm import ScanError, list_series, load_scan
+from radfm.load_scan_radfm import ScanError, list_series, list_volumes, load_scan
 from radfm.scan_radfm import to_radiological_view
+
+PYTHON_WORDS = re.compile(
+    r"Traceback|NoneType|object (has no|is not)|invalid literal|\b[A-Z]\w*(Error|Exception)\b|<class|dtype"
+)
 
 
 def test_an_axial_ct_slice_in_hounsfield_units(dicom_files):
@@ -61,7 +71,7 @@ def test_the_largest_of_several_series_is_read_and_the_others_named(packs, tmp_p
             for name in archive.namelist()[: 20 if pack.endswith("ct") else 5]:
                 (tmp_path / f"{pack}{name.replace('/', '_')}").write_bytes(archive.read(name))
     scan = load_scan(tmp_path)
-    assert scan.modality == "CT" and "401 anat-T1w (5 files)" in scan.warnings[-1]
+    assert scan.modality == "CT" and "401 anat-T1w (5 images)" in scan.warnings[-1]
     assert load_scan(tmp_path, series="anat-T1w").voxels.shape[-1] == 5
     assert load_scan(tmp_path, series=401).modality == "MR"
     with pytest.raises(ScanError, match=r"has no series '7', only 1 CT body 3 mm; 401 anat-T1w"):
@@ -123,6 +133,8 @@ def test_different_images_at_one_place_are_refused(packs, tmp_path):
     def halve(k, dataset):
         dataset.ImagePositionPatient = [0, 0, k // 2]
 
+        del dataset.InstanceNumber
+
     with pytest.raises(ScanError, match="two different images lie at"):
         load_scan(changed_series(packs, tmp_path, halve))
 
@@ -140,7 +152,7 @@ def test_a_localizer_in_the_series_is_left_out_and_told(packs, tmp_path):
             dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
 
     scan = load_scan(changed_series(packs, tmp_path, turn))
-    assert scan.voxels.shape[-1] == 19 and "1 of 20 images lie in another plane" in scan.warnings[0]
+    assert scan.voxels.shape[-1] == 19 and "volume= chooses another: 1 (sagittal" in scan.warnings[0]
 
 
 def test_images_that_lost_their_places_keep_their_order(packs, tmp_path):
@@ -178,7 +190,8 @@ def test_echoes_in_one_series_are_volumes_to_choose_from(packs, tmp_path):
 
     changed_series(packs, tmp_path, pair)
     first, second = load_scan(tmp_path), load_scan(tmp_path, volume=1)
-    assert "2 volumes (EchoTime 10, 30); 10 was read" in first.warnings[0].replace(".0", "")
+    assert "2 volumes; volume 0 (EchoTime 10, 10 slices) was read" in first.warnings[0]
+    assert "1 (EchoTime 30, 10 slices)" in first.warnings[0]
     np.testing.assert_array_equal(second.voxels[..., 3], load_scan(tmp_path / "7.dcm").voxels[..., 0])
     with pytest.raises(ScanError, match="volumes 0 to 1, and no volume 2"):
         load_scan(tmp_path, volume=2)
@@ -263,10 +276,14 @@ def test_pictures_of_eight_bits_and_three_colours(kind, tmp_path):
 
 def test_pictures_of_sixteen_bits_and_of_several_pages(tmp_path):
     values = np.arange(63, dtype=np.uint16).reshape(9, 7) * 1000
-    Image.fromarray(values).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(values)])
+    Image.fromarray(values).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(values[::-1])])
     scan = load_scan(tmp_path / "a.tif")
     np.testing.assert_array_equal(scan.voxels[0, ..., 0], values)
-    assert scan.warnings == ["Only page 1 of 2 was read."]
+    assert scan.warnings == ["Only page 0 of 2 was read (volume chooses, from 0)."]
+    assert len(list_volumes(tmp_path / "a.tif")) == 2
+    np.testing.assert_array_equal(load_scan(tmp_path / "a.tif", volume=1).voxels[0, ..., 0], values[::-1])
+    with pytest.raises(ScanError, match="volumes 0 to 1, and no volume 2"):
+        load_scan(tmp_path / "a.tif", volume=2)
 
 
 def test_npy_and_pictures_from_files(tmp_path):
@@ -299,13 +316,140 @@ def test_what_is_no_scan_is_refused_in_one_line_that_names_it(tmp_path, dicom_fi
         "text.dcm": (made(tmp_path, "text.dcm", b"this is no scan\n" * 100), "no scan that can be read"),
         "cut.dcm": (made(tmp_path, "cut.dcm", dicom[:1500]), "cut.dcm"),
         "broken.png": (made(tmp_path, "broken.png", b"\x89PNG\r\n\x1a\n" + b"x" * 99), "damaged"),
-        "broken.nii.gz": (made(tmp_path, "broken.nii.gz", b"\x1f\x8bnothing"), "no readable NIfTI"),
-        "bomb.zip": (made(tmp_path, "bomb.zip", bomb.getvalue()), "no DICOM series among them|unpacks to"),
+        "broken.nii.gz": (made(tmp_path, "broken.nii.gz", b"\x1f\x8bnothing"), "compressed with gzip and damaged"),
+        "bomb.zip": (made(tmp_path, "bomb.zip", bomb.getvalue()), "no scan that can be read"),
     }
     for name, (path, sentence) in bad.items():
         with pytest.raises(ScanError, match=sentence) as refused:
             load_scan(path, max_bytes=1 << 23)
         assert name in str(refused.value) and "\n" not in str(refused.value)
+        assert not PYTHON_WORDS.search(str(refused.value))
+
+
+FOREIGN = {
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(99), "is a 7z archive, .* unpack it"),
+    "rar": (b"Rar!\x1a\x07\x01\0" + bytes(99), "is a RAR archive, .* unpack it"),
+    "bz2": (b"BZh91AY&SY" + bytes(99), "bzip2, .* unpack it"),
+    "xz": (b"\xfd7zXZ\0" + bytes(99), "xz, .* unpack it"),
+    "pdf": (b"%PDF-1.7" + bytes(99), "is a PDF document"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "empty": (b"", "is empty"),
+    "text": (b"this is no scan\n" * 100, "none of DICOM, NIfTI"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_of_a_known_kind_that_is_not_read_says_what_it_is(kind, tmp_path):
+    content, sentence = FOREIGN[kind]
+    with pytest.raises(ScanError, match=sentence) as refused:
+        load_scan(made(tmp_path, f"scan.{kind}", content))
+    assert str(refused.value).startswith(str(tmp_path / f"scan.{kind}"))
+
+
+def test_a_name_with_a_line_break_still_gives_one_line(tmp_path):
+    with pytest.raises(ScanError) as refused:
+        load_scan(made(tmp_path, "two\nlines.dcm", b"nothing"))
+    assert "two lines.dcm" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ScanError, match="no regular file"):
+        load_scan(tmp_path / "pipe")
+
+
+def test_missing_memory_is_said_in_a_sentence_of_its_own(nifti_files):
+    """A process that may have 100 MB more than it has already reads a volume of 1 GB, which `max_bytes` allows."""
+    code = (
+        "import resource, nibabel, numpy as np\n"
+        "from radfm.load_scan_radfm import ScanError, load_scan\n"
+        f"load_scan({str(nifti_files / 'anatomical.nii')!r})\n"
+        "image = nibabel.Nifti1Image(np.broadcast_to(np.int16(1), (1024, 1024, 256)), np.eye(4))\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000,) * 2)\n"
+        "try: load_scan(image)\n"
+        "except ScanError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "the image: does not fit into the free memory" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 30), (20, 30, 4), (20, 30, 3)])
+def test_an_array_that_may_be_a_colour_image_is_a_volume_with_a_warning(shape):
+    scan = load_scan(np.zeros(shape, np.float32))
+    assert scan.voxels.shape == (1, *shape) and "was read as a volume" in scan.warnings[0]
+    assert f"{shape[-1]} slices" in scan.warnings[0]
+
+
+def test_a_choice_that_a_source_does_not_have_is_refused(nifti_files, tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(5))
+    for source in (np.eye(5), tmp_path / "a.npy", nifti_files / "anatomical.nii"):
+        with pytest.raises(ScanError, match="holds one volume, and no volume 1"):
+            load_scan(source, volume=1)
+        assert load_scan(source, volume=0).voxels.size
+    with pytest.raises(ScanError, match="is no DICOM, so it has no series 'T1' to choose"):
+        load_scan(nifti_files / "anatomical.nii", series="T1")
+
+
+def test_an_array_of_many_slices_has_no_warning():
+    assert load_scan(np.zeros((20, 30, 12), np.float32)).warnings == []
+    assert load_scan(np.zeros((20, 30, 3), np.uint8)).warnings == []
+
+
+def test_many_threads_read_at_once_and_change_nothing_of_the_process(nifti_files, dicom_files, tmp_path):
+    Image.fromarray(np.eye(50, dtype=np.uint8)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", np.eye(50))
+    mended = bytearray(gzip.decompress((nifti_files / "example4d.nii.gz").read_bytes()))
+    mended[252:254] = (1024).to_bytes(2, "little")  # an unknown qform_code, of which nibabel would warn
+    sources = [bytes(mended), nifti_files / "anatomical.nii", tmp_path / "a.png", tmp_path / "a.npy"]
+    alone = [load_scan(source) for source in sources]
+    filters, level = list(warnings.filters), nibabel.imageglobals.logger.level
+    seen, failed = [], []
+
+    def read(number):
+        try:
+            for turn in range(4):
+                index = (number + turn) % len(sources)
+                scan = load_scan(sources[index])
+                assert np.array_equal(scan.voxels, alone[index].voxels) and scan.warnings == alone[index].warnings
+                seen.append((list(warnings.filters), nibabel.imageglobals.logger.level))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert len(seen) == 32 and all(state == (filters, level) for state in seen)
+    assert list(warnings.filters) == filters and nibabel.imageglobals.logger.level == level
+
+
+def test_readers_are_imported_without_torch_and_nibabel():
+    code = "import sys, radfm.load_scan_radfm; print({'torch', 'nibabel', 'SimpleITK'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+MISSING = {
+    "nibabel": ("anatomical.nii", "needs nibabel: pip install nibabel"),
+    "PIL": ("a.png", "needs Pillow: pip install pillow"),
+    "SimpleITK": ("a.nrrd", "needs SimpleITK: pip install SimpleITK"),
+}
+
+
+@pytest.mark.parametrize("library", MISSING)
+def test_a_library_that_is_not_installed_is_named_with_its_remedy(library, nifti_files, tmp_path, monkeypatch):
+    name, sentence = MISSING[library]
+    Image.fromarray(np.eye(9, dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n\n12345678")
+    (tmp_path / "anatomical.nii").write_bytes((nifti_files / "anatomical.nii").read_bytes())
+    for module in [module for module in sys.modules if module.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, library, None)  # what Python does itself for a module that cannot be imported
+    with pytest.raises(ScanError, match=sentence):
+        load_scan(tmp_path / name)
 
 
 def test_more_voxels_than_allowed_are_refused_before_they_are_read(dicom_files, nifti_files):

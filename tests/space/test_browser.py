@@ -69,7 +69,7 @@ def serious(page) -> list[str]:
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_a_visit(screen, visit, packs, tmp_path):
+def test_a_visit(screen, visit, series_zips, tmp_path):
     """Open, ask, see where the model looked, drop a series, download, start anew."""
     visitor = visit(screen)
     page = visitor.page
@@ -85,7 +85,7 @@ def test_a_visit(screen, visit, packs, tmp_path):
     visitor.picture()
     visitor.keep(f"{screen}-overlay")
 
-    visitor.drop(packs / "dicom_series_ct.zip")
+    visitor.drop(series_zips / "dicom_series_ct.zip")
     visitor.sees(2)
     assert page.locator("#panel li").count() == 2 and "512 × 512 × 20" in page.inner_text("#panel li.on")
     page.get_by_role("button", name="Place scan 2 in the question").click()
@@ -121,10 +121,10 @@ def test_axe_finds_nothing_serious(screen, visit):
     visitor.keep(f"{screen}-help")
 
 
-def test_keys_and_mouse(visit, packs):
+def test_keys_and_mouse(visit, series_zips):
     visitor = visit()
     page = visitor.page
-    visitor.drop(packs / "dicom_series_ct.zip")
+    visitor.drop(series_zips / "dicom_series_ct.zip")
     visitor.sees(2)
     middle = visitor.slice()
     canvas = page.locator("[data-part=canvas]")
@@ -209,10 +209,10 @@ def crosshair_mm(visitor: Visitor, x: float, y: float) -> list[float]:
     return [float(word) for word in visitor.page.get_attribute("[data-part=where]", "data-mm").split()]
 
 
-def test_the_left_button_changes_the_window_or_measures(visit, packs):
+def test_the_left_button_changes_the_window_or_measures(visit, series_zips):
     visitor = visit()
     page = visitor.page
-    visitor.drop(packs / "dicom_series_ct.zip")
+    visitor.drop(series_zips / "dicom_series_ct.zip")
     visitor.sees(2)
     ends = [crosshair_mm(visitor, 0.4, 0.5), crosshair_mm(visitor, 0.6, 0.5)]
     before = visitor.window()
@@ -266,9 +266,9 @@ def test_an_answer_streams_and_can_be_stopped(talkative, chromium):
     visitor.close()
 
 
-def test_a_point_has_the_coordinates_that_nibabel_gives(visit, packs, tmp_path):
+def test_a_point_has_the_coordinates_that_nibabel_gives(visit, series_zips, tmp_path):
     """An oblique volume: click, and read position and grey value; nibabel finds the same value there."""
-    scan = load_scan(packs / "dicom_series_mr.zip")
+    scan = load_scan(series_zips / "dicom_series_mr.zip")
     image = nibabel.Nifti1Image(scan.voxels[0], scan.affine)
     nibabel.save(image, tmp_path / "oblique.nii.gz")
     visitor = visit()
@@ -282,8 +282,8 @@ def test_a_point_has_the_coordinates_that_nibabel_gives(visit, packs, tmp_path):
         assert f"{'R' if mm[0] >= 0 else 'L'} {abs(mm[0]):.1f}" in shown
 
 
-def test_a_flipped_copy_looks_the_same(visit, packs, tmp_path):
-    scan = load_scan(packs / "dicom_series_ct.zip")
+def test_a_flipped_copy_looks_the_same(visit, series_zips, tmp_path):
+    scan = load_scan(series_zips / "dicom_series_ct.zip")
     affine = scan.affine.copy()
     for axis in (0, 1, 2):
         affine[:3, 3] += affine[:3, axis] * (scan.voxels.shape[axis + 1] - 1)
@@ -336,10 +336,10 @@ def test_what_a_visitor_brought_goes_with_the_page(visit, served, chromium, dico
     assert not file.exists() and list(sessions.iterdir()) == []
 
 
-def test_without_webgl_there_is_a_plain_slider(served, playwright, packs):
+def test_without_webgl_there_is_a_plain_slider(served, playwright, series_zips):
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=WITHOUT_WEBGL)
     visitor = Visitor(browser, served, **SCREENS["wide-light"])
-    visitor.drop(packs / "dicom_series_ct.zip")
+    visitor.drop(series_zips / "dicom_series_ct.zip")
     visitor.sees(2)
     middle = visitor.picture()
     visitor.page.focus("[data-part=slice]")

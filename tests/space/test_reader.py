@@ -28,9 +28,9 @@ def bad_reader(folder, body: str) -> Reader:
     return Reader(lambda: ReaderModule(str(folder), "bad_reader", "bad_reader", "bad_reader", "Processor", {}))
 
 
-def test_a_series_is_read_as_here(read, packs):
-    scan = read(packs / "dicom_series_ct.zip").scans[0]
-    here = load_scan(packs / "dicom_series_ct.zip")
+def test_a_series_is_read_as_here(read, series_zips):
+    scan = read(series_zips / "dicom_series_ct.zip").scans[0]
+    here = load_scan(series_zips / "dicom_series_ct.zip")
     assert np.array_equal(np.load(scan.folder / "voxels.npy"), here.voxels)
     assert np.allclose(scan.about["affine"], here.affine)
     assert (scan.about["modality"], tuple(scan.about["spacing"])) == (here.modality, here.spacing)
@@ -42,8 +42,8 @@ def test_the_model_gets_the_pixel_values_of_its_own_processor(read, repository, 
     assert np.array_equal(np.load(scan.folder / "pixel_values.npy"), here.numpy())
 
 
-def test_dropped_files_are_grouped_by_series(read, dicom_files, nifti_files, packs, tmp_path):
-    with zipfile.ZipFile(packs / "dicom_series_ct.zip") as archive:
+def test_dropped_files_are_grouped_by_series(read, dicom_files, nifti_files, series_zips, tmp_path):
+    with zipfile.ZipFile(series_zips / "dicom_series_ct.zip") as archive:
         archive.extractall(tmp_path / "ct")
     files = sorted(path for path in (tmp_path / "ct").rglob("*") if path.is_file())
     scans = read(*files, dicom_files / "693_J2KI.dcm", nifti_files / "anatomical.nii").scans
@@ -97,10 +97,10 @@ def test_the_child_shows_its_standard_error_to_developers_alone(tmp_path, capfd,
         assert ("Doe^Jane" in capfd.readouterr().err) == debug
 
 
-def test_series_of_a_zip_can_be_chosen(read, packs, tmp_path):
+def test_series_of_a_zip_can_be_chosen(read, series_zips, tmp_path):
     with zipfile.ZipFile(tmp_path / "both.zip", "w") as both:
         for name in ("dicom_series_ct.zip", "dicom_series_mr.zip"):
-            with zipfile.ZipFile(packs / name) as pack:
+            with zipfile.ZipFile(series_zips / name) as pack:
                 for member in pack.namelist():
                     both.writestr(f"{name}/{member}", pack.read(member))
     scan = read(tmp_path / "both.zip").scans[0]

@@ -9,8 +9,9 @@ import torch
 from helpers import IMAGE, small_model
 from torch import nn
 
-from radfm.training.demo.datasets import LABELS, Sample, read_packs
+from radfm.training.demo.datasets import LABELS, PICTURE_PACKS, SERIES_PACKS, VOLUME_PACKS, Sample, read_packs
 from radfm.training.demo.evaluate import interval
+from radfm.training.demo.packs import PACKS
 from radfm.training.demo.qa_templates import CLASHES, answerable_labels, closed_question, questions, train_tokenizer
 from radfm.training.demo.stage1_vision import augment
 from radfm.training.demo.stage2_language import Row, build_example, collate
@@ -89,6 +90,7 @@ def test_rows_learn_answers_and_nothing_else():
         assert all((weight > 0) == (label >= 0) for weight, label in zip(row.weights, row.labels, strict=True))
 
 
+@pytest.mark.slow  # trains three times: seconds
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path):
     def run(folder, stops=()):
         folder.mkdir(exist_ok=True)
@@ -142,6 +144,7 @@ def few(packs, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # reads every pack: seconds
 def test_validation_rows_keep_their_split_slices_too(few):
     from radfm.training.demo.checkpoint import image_processor
 
@@ -157,6 +160,7 @@ def test_validation_rows_keep_their_split_slices_too(few):
     assert {s.pixels.shape[1:3] for s in samples} == {(96, 96)}
 
 
+@pytest.mark.slow  # trains every stage for a few steps: half a minute
 def test_the_whole_training_makes_a_repository_that_answers(few, tmp_path, monkeypatch):
     import typer
     from typer.testing import CliRunner
@@ -177,7 +181,7 @@ def test_the_whole_training_makes_a_repository_that_answers(few, tmp_path, monke
     assert model.dtype == torch.float32 and model.config.auto_map["AutoModel"].endswith("RadFMForConditionalGeneration")
 
 
-def test_a_folder_without_packs_is_refused_in_one_line(tmp_path):
+def test_a_folder_without_packs_is_refused_with_the_source_of_each(tmp_path):
     import typer
     from typer.testing import CliRunner
 
@@ -186,4 +190,9 @@ def test_a_folder_without_packs_is_refused_in_one_line(tmp_path):
     app = typer.Typer()
     app.command()(command.main)
     run = CliRunner().invoke(app, ["--data", str(tmp_path)])
-    assert run.exit_code == 2 and "holds no packs" in run.output
+    assert run.exit_code == 2 and "lacks the packs mednist, pneumoniamnist_28" in run.output
+    assert "CC BY-SA 4.0" in run.output and "figshare" in run.output
+
+
+def test_every_pack_that_the_training_reads_has_a_source():
+    assert {pack.name for pack in PACKS} == {*PICTURE_PACKS, *VOLUME_PACKS, *SERIES_PACKS, "pneumoniamnist_28"}

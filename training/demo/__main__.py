@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
@@ -13,6 +14,7 @@ from .baseline import train_vit
 from .checkpoint import image_processor, new_model, vision_config, write
 from .datasets import read_packs
 from .evaluate import evaluate, save, table
+from .packs import PACKS
 from .qa_templates import train_tokenizer
 from .stage1_vision import train_vision_tower
 from .stage2_language import train_language_model
@@ -39,8 +41,14 @@ def main(
       python -m radfm.training.demo --data packs/ --out my-radfm/ --work my-training/ --vit
     """
     console = Console()
-    if not (data / "mednist.csv").exists():
-        console.print(f"{data}: holds no packs (no mednist.csv); name their folder with --data.")
+    missing = [pack for pack in PACKS if not (data / f"{pack.name}.csv").exists()]
+    if missing:
+        names = ", ".join(pack.name for pack in missing)
+        console.print(f"{data}: lacks the packs {names}; name their folder with --data.", soft_wrap=True)
+        sources = Table("pack", "content", "source", "licence")
+        for pack in missing:
+            sources.add_row(*pack)
+        console.print(sources)
         raise typer.Exit(2)
     work.mkdir(parents=True, exist_ok=True)
     divisor = 1000 if brief else 1

@@ -41,7 +41,6 @@ DECODER: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 
 
 def vision_config() -> RadFMVisionConfig:
@@ -73,11 +72,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> RadFMForConditionalGenerati
 
 def write(model: RadFMForConditionalGeneration, processor: RadFMProcessor, out: Path) -> None:
     """Write a model repository to `out`: weights in half precision, configs, tokenizer, and the code where it is missing."""
-    model.config.auto_map = {name: "modeling_radfm.RadFMForConditionalGeneration" for name in AUTO_CLASSES}
-    RadFMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-    RadFMConfig.register_for_auto_class("AutoConfig")
-    RadFMProcessor.register_for_auto_class("AutoProcessor")
-    RadFMImageProcessor.register_for_auto_class("AutoImageProcessor")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, state_dict={name: weight.half() for name, weight in model.state_dict().items()})

@@ -13,7 +13,8 @@ from rich.progress import track
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from radfm.modeling_radfm import PackedLengths, RadFMForConditionalGeneration
+from radfm.attention_radfm import PackedLengths
+from radfm.modeling_radfm import RadFMForConditionalGeneration
 
 from .datasets import FINDINGS, Sample
 from .qa_templates import questions

@@ -1,19 +1,12 @@
-"""Triton kernels for 3D patches: packed and neighbourhood attention, Perceiver, patch embedding, weighted cross-entropy."""
+"""Triton kernels of RadFM: packed attention, Perceiver attention, patch embedding and weighted cross-entropy.
 
-from . import layers
+Each operator falls back to plain PyTorch, with one warning, where no kernel runs (see `runs_triton`).
+"""
+
 from .common import runs_triton
-from .neighbourhood_attention import neighbourhood_attention
 from .packed_attention import packed_attention
 from .patch_embedding import patch_embedding
 from .perceiver_attention import perceiver_attention
 from .weighted_cross_entropy import weighted_cross_entropy
 
-__all__ = [
-    "layers",
-    "neighbourhood_attention",
-    "packed_attention",
-    "patch_embedding",
-    "perceiver_attention",
-    "runs_triton",
-    "weighted_cross_entropy",
-]
+__all__ = ["packed_attention", "patch_embedding", "perceiver_attention", "runs_triton", "weighted_cross_entropy"]

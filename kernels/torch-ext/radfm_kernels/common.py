@@ -1,7 +1,10 @@
-"""Whether Triton runs here, and what all kernels share: tile sizes to choose from, and how matrices are multiplied."""
+"""What the kernels share: where Triton runs, tile sizes, and options of `tl.dot`."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,62 +13,80 @@ try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton = None
-    tl = None
+    # The kernels are defined, but not compiled; their annotations name `tl.constexpr`.
+    triton, tl = None, SimpleNamespace(constexpr=None)
 
-# Triton's own switch: kernels run on the CPU, operation by operation, to check their numbers.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-OLDEST_CAPABILITY = (8, 0)
+__all__ = [
+    "HEAD_DIMS", "LOG2_E", "autotune", "dot_options", "jit",
+    "runs_triton", "tl", "triton", "use_kernel", "with_unit_stride",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+# Triton's own switch: kernels run on the CPU, one operation after the other, to check their numbers.
+INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
+# Ampere: the first generation with bfloat16 and TF32 tensor cores.
+MIN_CAPABILITY = (8, 0)
 LOG2_E = 1.4426950408889634
-# Widths of a head that attention is compiled for.
-WIDTHS = (16, 32, 64, 128)
+# `tl.dot` needs 16 or more and `tl.arange` a power of two; wider heads were never compiled.
+HEAD_DIMS = (16, 32, 64, 128)
+
+# (block sizes, warps, pipeline stages) of one launch.
+TileConfig = tuple[dict[str, int], int, int]
 
 
 def runs_triton(device: torch.device) -> bool:
-    """Whether kernels run on a device: a CUDA card of compute capability 8.0 or more, or Triton's interpreter."""
+    """Whether the kernels run on a device: a CUDA card of compute capability 8.0 or newer, or Triton's interpreter."""
     if triton is None:
         return False
-    if INTERPRETED:
+    if INTERPRETER:
         return True
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= OLDEST_CAPABILITY
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
 
 
-def tuned(configs: Sequence[tuple[dict[str, int], int, int]], key: list[str]) -> Callable[[Any], Any]:
-    """`triton.autotune` over (tile sizes, warps, stages), anew for each value of `key`.
-
-    `RADFM_KERNELS_DETERMINISTIC=1` takes the first, so that two runs add up in the same order; the interpreter does too.
-    """
-    choices = [triton.Config(tiles, num_warps=warps, num_stages=stages) for tiles, warps, stages in configs]
-    fixed = INTERPRETED or os.environ.get("RADFM_KERNELS_DETERMINISTIC") == "1"
-    return triton.autotune(choices[:1] if fixed else choices, key=key)
+@cache
+def _warn_fallback(device_type: str) -> None:
+    reason = "Triton is not installed" if triton is None else "they need a CUDA card of compute capability 8.0 or newer"
+    logger.warning("RadFM's kernels do not run on %s (%s): PyTorch's operators take their place.", device_type, reason)
 
 
-def kernel(function: Callable) -> Any:
+def use_kernel(device: torch.device) -> bool:
+    """`runs_triton`, with one warning for each type of device where the PyTorch reference takes a kernel's place."""
+    if runs_triton(device):
+        return True
+    _warn_fallback(device.type)
+    return False
+
+
+def jit(function: Callable[..., None]) -> Any:
     """`triton.jit`, or the plain function where Triton is not installed and nothing will launch it."""
     return function if triton is None else triton.jit(function)
 
 
-def precision(tensor: torch.Tensor) -> dict[str, Any]:
-    """How a kernel multiplies matrices of float32: in three tensor-core products, or in one where torch allows TF32.
+def autotune(configs: Sequence[TileConfig], key: list[str]) -> Callable[[Any], Any]:
+    """`triton.autotune` over tile configurations, measured again for each new value of the arguments in `key`.
 
-    The interpreter's bfloat16 product is wrong; there, operands are widened first.
+    `RADFM_KERNELS_DETERMINISTIC=1`, and the interpreter, take the first one: another tile size adds in another order.
     """
-    in_one = torch.backends.cuda.matmul.allow_tf32
+    candidates = [triton.Config(blocks, num_warps=warps, num_stages=stages) for blocks, warps, stages in configs]
+    fixed = INTERPRETER or os.environ.get("RADFM_KERNELS_DETERMINISTIC") == "1"
+    tuner: Callable[[Any], Any] = triton.autotune(candidates[:1] if fixed else candidates, key=key)
+    return tuner
+
+
+def dot_options(tensor: torch.Tensor) -> dict[str, Any]:
+    """The constants `UPCAST` and `PRECISION` with which kernels multiply matrices of the tensor's dtype.
+
+    float32 is multiplied in three TF32 products (close to float32), or in one where `torch.backends.cuda.matmul.allow_tf32`.
+    The interpreter multiplies bfloat16 wrongly, so there operands are converted to float32 first.
+    """
+    tf32 = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     return {
-        "WIDEN": INTERPRETED and tensor.dtype == torch.bfloat16,
-        "PRECISION": "ieee" if INTERPRETED else "tf32" if in_one else "tf32x3",
+        "UPCAST": INTERPRETER and tensor.dtype == torch.bfloat16,
+        "PRECISION": "ieee" if INTERPRETER else tf32,
     }
 
 
-def strided(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Each tensor as it is where its last axis lies side by side in memory, a copy otherwise."""
+def with_unit_stride(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Each tensor, copied only if its last axis is not contiguous: kernels take the strides of all other axes."""
     return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
-
-
-def by_autograd(
-    reference: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], gradient: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Gradients of a plain PyTorch reference, where no kernel runs."""
-    with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-        return torch.autograd.grad(reference(*leaves), leaves, gradient)

@@ -1,209 +1,243 @@
-"""Attention of packed scans: every patch of a scan sees all patches of its scan and none of another's.
+"""Variable-length attention: each query of a scan attends to all keys of that scan, and to no other scan's.
 
-FlashAttention-2's algorithm (arXiv 2307.08691) over `cu_seqlens`, not causal: tiles of queries walk over tiles of keys, the
-softmax is renormalised on the way, and the backward pass computes the scores again. Sums are in float32; no atomics, so the
-same tiles give the same bits.
+The scans of a batch lie one behind the other in one tensor, and `cu_seqlens` says where each begins, as in flash-attn's
+`flash_attn_varlen_func`. The algorithm is FlashAttention-2 (Dao 2023, arXiv 2307.08691) without a causal mask:
+
+- forward (section 3.1.1, algorithm 1): a program per tile of queries walks over the keys with an online softmax, and keeps
+  the log-sum-exp of each row;
+- backward (section 3.1.2, algorithm 2): the probabilities are computed again from the log-sum-exp. The paper adds to dq with
+  atomics (section 3.2); here dq has a kernel of its own, a program per tile of queries, so that equal tile sizes give equal
+  bits. The price is that the scores are computed twice.
+
+All sums are float32.
 """
+
+from typing import Any
 
 import torch
 
-from ._ops import NAMESPACE
-from .common import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
+from ._ops import add_op_namespace_prefix
+from .common import (
+    HEAD_DIMS,
+    LOG2_E,
+    autotune,
+    dot_options,
+    jit,
+    tl,
+    triton,
+    use_kernel,
+    with_unit_stride,
+)
 
-FORWARD_TILES = [
-    ({"QUERIES": 128, "KEYS": 64}, 4, 3),
-    ({"QUERIES": 128, "KEYS": 128}, 8, 3),
-    ({"QUERIES": 64, "KEYS": 64}, 4, 4),
-    ({"QUERIES": 64, "KEYS": 32}, 4, 2),
+FORWARD_CONFIGS = [
+    ({"BLOCK_M": 128, "BLOCK_N": 64}, 4, 3),
+    ({"BLOCK_M": 128, "BLOCK_N": 128}, 8, 3),
+    ({"BLOCK_M": 64, "BLOCK_N": 64}, 4, 4),
+    ({"BLOCK_M": 64, "BLOCK_N": 32}, 4, 2),
 ]
-BACKWARD_TILES = [
-    ({"QUERIES": 64, "KEYS": 128}, 8, 2),
-    ({"QUERIES": 128, "KEYS": 64}, 8, 2),
-    ({"QUERIES": 64, "KEYS": 64}, 4, 3),
-    ({"QUERIES": 32, "KEYS": 32}, 4, 2),
+BACKWARD_CONFIGS = [
+    ({"BLOCK_M": 64, "BLOCK_N": 128}, 8, 2),
+    ({"BLOCK_M": 128, "BLOCK_N": 64}, 8, 2),
+    ({"BLOCK_M": 64, "BLOCK_N": 64}, 4, 3),
+    ({"BLOCK_M": 32, "BLOCK_N": 32}, 4, 2),
 ]
 
 
-@kernel
-def _forward(
-    query_ptr,  # (queries, heads, width)
-    key_ptr,  # (keys, heads, width)
-    value_ptr,  # (keys, heads, width)
-    output_ptr,  # (queries, heads, width)
-    lse_ptr,  # (heads, queries) float32: log2 of the sum of exponentials of each row
-    query_starts_ptr,  # (scans + 1,) int32: rows of each scan
-    key_starts_ptr,  # (scans + 1,) int32
-    scale,  # of the scores, times log2(e)
-    total_queries,
-    query_row, query_head, key_row, key_head, value_row, value_head, output_row, output_head,  # strides
-    longest,  # most queries of a scan: what the tiles were chosen for
-    WIDTH: tl.constexpr,
-    WIDEN: tl.constexpr,  # dot products in float32
-    PRECISION: tl.constexpr,  # of float32 dot products: ieee, or tf32 where torch allows it
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
+# In all three kernels row offsets are int64, because row · stride can pass 2³¹, and 1.4426950408889634 is log2(e), a literal
+# because a kernel cannot read the module's float.
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    q_ptr,  # (total_q, heads, HEAD_DIM)
+    k_ptr, v_ptr,  # (total_k, heads, HEAD_DIM)
+    o_ptr,  # (total_q, heads, HEAD_DIM), written
+    lse_ptr,  # (heads, total_q) float32, written: log2 of a row's sum of exponentials
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr,  # (scans + 1,) int32: first query and key of each scan, and the end of the last
+    scale_log2,  # softmax scale · log2(e): exp(x) is computed as exp2(x · log2(e)), for which cards have an instruction
+    total_q,  # queries of all scans
+    q_stride_m, q_stride_h,  # strides of q between rows and between heads; the last axis has stride 1, here and below
+    k_stride_n, k_stride_h, v_stride_n, v_stride_h,
+    o_stride_m, o_stride_h,
+    max_seqlen_q,  # most queries of a scan, up to a power of two; only the autotuner reads it
+    HEAD_DIM: tl.constexpr,
+    UPCAST: tl.constexpr,  # convert the operands of products to float32
+    PRECISION: tl.constexpr,  # of products of float32: ieee, tf32x3 or tf32
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,  # queries and keys of a tile
 ):  # fmt: skip
     tile, head, scan = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first_query, last_query = tl.load(query_starts_ptr + scan), tl.load(query_starts_ptr + scan + 1)
-    first_key, last_key = tl.load(key_starts_ptr + scan), tl.load(key_starts_ptr + scan + 1)
-    rows = first_query + tile * QUERIES + tl.arange(0, QUERIES)
-    if first_query + tile * QUERIES < last_query:
-        columns = tl.arange(0, WIDTH)
-        here = rows < last_query
-        rows64 = rows.to(tl.int64)
-        query = tl.load(query_ptr + rows64[:, None] * query_row + head * query_head + columns, mask=here[:, None], other=0.0)
-        highest = tl.full([QUERIES], -float("inf"), tl.float32)
-        total = tl.zeros([QUERIES], tl.float32)
-        output = tl.zeros([QUERIES, WIDTH], tl.float32)
-        for start in range(first_key, last_key, KEYS):
-            at = start + tl.arange(0, KEYS)
-            known = at < last_key
-            at64 = at.to(tl.int64)
-            key = tl.load(key_ptr + at64[:, None] * key_row + head * key_head + columns, mask=known[:, None], other=0.0)
-            value = tl.load(
-                value_ptr + at64[:, None] * value_row + head * value_head + columns, mask=known[:, None], other=0.0
-            )
-            if WIDEN:
-                scores = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision=PRECISION) * scale
+    q_start, q_end = tl.load(cu_seqlens_q_ptr + scan), tl.load(cu_seqlens_q_ptr + scan + 1)
+    k_start, k_end = tl.load(cu_seqlens_k_ptr + scan), tl.load(cu_seqlens_k_ptr + scan + 1)
+    offs_m = q_start + tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    if q_start + tile * BLOCK_M < q_end:  # the grid has the tiles of the longest scan
+        offs_d = tl.arange(0, HEAD_DIM)
+        query_mask = offs_m < q_end
+        row_m = offs_m.to(tl.int64)
+        q = tl.load(q_ptr + row_m[:, None] * q_stride_m + head * q_stride_h + offs_d, mask=query_mask[:, None], other=0.0)
+        m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
+        l_i = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+        for start_n in range(k_start, k_end, BLOCK_N):
+            offs_n = start_n + tl.arange(0, BLOCK_N)
+            key_mask = offs_n < k_end
+            row_n = offs_n.to(tl.int64)
+            k = tl.load(k_ptr + row_n[:, None] * k_stride_n + head * k_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
+            v = tl.load(v_ptr + row_n[:, None] * v_stride_n + head * v_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
+            if UPCAST:
+                scores = tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision=PRECISION) * scale_log2
             else:
-                scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-            scores = tl.where(known[None, :], scores, -float("inf"))
-            higher = tl.maximum(highest, tl.max(scores, 1))
-            weights = tl.exp2(scores - higher[:, None])
-            shrink = tl.exp2(highest - higher)
-            total = total * shrink + tl.sum(weights, 1)
-            if WIDEN:
-                added = tl.dot(weights, value.to(tl.float32), input_precision=PRECISION)
+                scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+            scores = tl.where(key_mask[None, :], scores, -float("inf"))
+            # Algorithm 1, lines 8 to 10: rescale what was summed so far to the new maximum.
+            m_new = tl.maximum(m_i, tl.max(scores, 1))
+            p = tl.exp2(scores - m_new[:, None])
+            alpha = tl.exp2(m_i - m_new)
+            l_i = l_i * alpha + tl.sum(p, 1)
+            if UPCAST:
+                pv = tl.dot(p, v.to(tl.float32), input_precision=PRECISION)
             else:
-                added = tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-            output = output * shrink[:, None] + added
-            highest = higher
-        output = output / tl.where(total > 0, total, 1.0)[:, None]
-        place = output_ptr + rows64[:, None] * output_row + head * output_head + columns
-        tl.store(place, output.to(output_ptr.dtype.element_ty), mask=here[:, None])
-        tl.store(lse_ptr + head * total_queries + rows, highest + tl.log2(total), mask=here)
+                pv = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+            acc = acc * alpha[:, None] + pv
+            m_i = m_new
+        # A scan without keys has l_i = 0, and its output is 0.
+        o = acc / tl.where(l_i > 0, l_i, 1.0)[:, None]
+        o_ptrs = o_ptr + row_m[:, None] * o_stride_m + head * o_stride_h + offs_d
+        tl.store(o_ptrs, o.to(o_ptr.dtype.element_ty), mask=query_mask[:, None])
+        tl.store(lse_ptr + head * total_q + offs_m, m_i + tl.log2(l_i), mask=query_mask)
 
 
-@kernel
-def _backward_queries(
-    query_ptr, key_ptr, value_ptr,  # as in the forward pass
-    gradient_ptr,  # (queries, heads, width): of the output
-    lse_ptr,  # (heads, queries) float32
-    delta_ptr,  # (heads, queries) float32: Σ output · gradient of each row
-    query_gradient_ptr,  # (queries, heads, width)
-    query_starts_ptr, key_starts_ptr,
-    scale,  # of the scores, without log2(e)
-    total_queries,
-    query_row, query_head, key_row, key_head, value_row, value_head, gradient_row, gradient_head,  # strides
-    longest,
-    WIDTH: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+@jit
+def _dq_kernel(  # type: ignore[no-untyped-def]
+    q_ptr,  # (total_q, heads, HEAD_DIM)
+    k_ptr, v_ptr,  # (total_k, heads, HEAD_DIM)
+    do_ptr,  # (total_q, heads, HEAD_DIM): gradient of the output
+    lse_ptr,  # (heads, total_q) float32, of the forward pass
+    delta_ptr,  # (heads, total_q) float32: Σ o · do of each row (D in algorithm 2, line 4)
+    dq_ptr,  # (total_q, heads, HEAD_DIM), written
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr,  # (scans + 1,) int32: first query and key of each scan, and the end of the last
+    scale,  # softmax scale, without log2(e): gradients need it too
+    total_q,  # queries of all scans
+    q_stride_m, q_stride_h,  # strides between rows and between heads, for each tensor
+    k_stride_n, k_stride_h, v_stride_n, v_stride_h,
+    do_stride_m, do_stride_h,
+    dq_stride_m, dq_stride_h,
+    max_seqlen_q,  # most queries of a scan, up to a power of two; only the autotuner reads it
+    HEAD_DIM: tl.constexpr,
+    UPCAST: tl.constexpr,  # convert the operands of products to float32
+    PRECISION: tl.constexpr,  # of products of float32: ieee, tf32x3 or tf32
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,  # queries and keys of a tile
 ):  # fmt: skip
     tile, head, scan = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first_query, last_query = tl.load(query_starts_ptr + scan), tl.load(query_starts_ptr + scan + 1)
-    first_key, last_key = tl.load(key_starts_ptr + scan), tl.load(key_starts_ptr + scan + 1)
-    rows = first_query + tile * QUERIES + tl.arange(0, QUERIES)
-    if first_query + tile * QUERIES < last_query:
-        columns = tl.arange(0, WIDTH)
-        here = rows < last_query
-        rows64 = rows.to(tl.int64)
-        query = tl.load(query_ptr + rows64[:, None] * query_row + head * query_head + columns, mask=here[:, None], other=0.0)
-        gradient = tl.load(
-            gradient_ptr + rows64[:, None] * gradient_row + head * gradient_head + columns, mask=here[:, None], other=0.0
+    q_start, q_end = tl.load(cu_seqlens_q_ptr + scan), tl.load(cu_seqlens_q_ptr + scan + 1)
+    k_start, k_end = tl.load(cu_seqlens_k_ptr + scan), tl.load(cu_seqlens_k_ptr + scan + 1)
+    offs_m = q_start + tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    if q_start + tile * BLOCK_M < q_end:
+        offs_d = tl.arange(0, HEAD_DIM)
+        query_mask = offs_m < q_end
+        row_m = offs_m.to(tl.int64)
+        q = tl.load(q_ptr + row_m[:, None] * q_stride_m + head * q_stride_h + offs_d, mask=query_mask[:, None], other=0.0)
+        do = tl.load(
+            do_ptr + row_m[:, None] * do_stride_m + head * do_stride_h + offs_d, mask=query_mask[:, None], other=0.0
         )
-        lse = tl.load(lse_ptr + head * total_queries + rows, mask=here, other=0.0)
-        delta = tl.load(delta_ptr + head * total_queries + rows, mask=here, other=0.0)
-        if WIDEN:
-            query, gradient = query.to(tl.float32), gradient.to(tl.float32)
-        found = tl.zeros([QUERIES, WIDTH], tl.float32)
-        for start in range(first_key, last_key, KEYS):
-            at = start + tl.arange(0, KEYS)
-            known = at < last_key
-            at64 = at.to(tl.int64)
-            key = tl.load(key_ptr + at64[:, None] * key_row + head * key_head + columns, mask=known[:, None], other=0.0)
-            value = tl.load(
-                value_ptr + at64[:, None] * value_row + head * value_head + columns, mask=known[:, None], other=0.0
-            )
-            if WIDEN:
-                key, value = key.to(tl.float32), value.to(tl.float32)
-            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale * 1.4426950408889634
-            weights = tl.where(known[None, :], tl.exp2(scores - lse[:, None]), 0.0)
-            change = weights * (tl.dot(gradient, tl.trans(value), input_precision=PRECISION) - delta[:, None])
-            found += tl.dot(change.to(key.dtype), key, input_precision=PRECISION)
-        place = query_gradient_ptr + rows64[:, None] * gradient_row + head * gradient_head + columns
-        tl.store(place, (found * scale).to(query_gradient_ptr.dtype.element_ty), mask=here[:, None])
+        lse = tl.load(lse_ptr + head * total_q + offs_m, mask=query_mask, other=0.0)
+        delta = tl.load(delta_ptr + head * total_q + offs_m, mask=query_mask, other=0.0)
+        if UPCAST:
+            q, do = q.to(tl.float32), do.to(tl.float32)
+        dq = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+        for start_n in range(k_start, k_end, BLOCK_N):
+            offs_n = start_n + tl.arange(0, BLOCK_N)
+            key_mask = offs_n < k_end
+            row_n = offs_n.to(tl.int64)
+            k = tl.load(k_ptr + row_n[:, None] * k_stride_n + head * k_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
+            v = tl.load(v_ptr + row_n[:, None] * v_stride_n + head * v_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
+            if UPCAST:
+                k, v = k.to(tl.float32), v.to(tl.float32)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale * 1.4426950408889634
+            p = tl.where(key_mask[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+            ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+            dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+        # dq has strides of its own: those of do are a caller's choice, and only by chance the same.
+        dq_ptrs = dq_ptr + row_m[:, None] * dq_stride_m + head * dq_stride_h + offs_d
+        tl.store(dq_ptrs, (dq * scale).to(dq_ptr.dtype.element_ty), mask=query_mask[:, None])
 
 
-@kernel
-def _backward_keys(
-    query_ptr, key_ptr, value_ptr, gradient_ptr, lse_ptr, delta_ptr,  # as above
-    key_gradient_ptr,  # (keys, heads, width)
-    value_gradient_ptr,  # (keys, heads, width)
-    query_starts_ptr, key_starts_ptr,
-    scale,
-    total_queries,
-    query_row, query_head, key_row, key_head, value_row, value_head, gradient_row, gradient_head, found_row, found_head,
-    longest,
-    WIDTH: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+@jit
+def _dkdv_kernel(  # type: ignore[no-untyped-def]
+    q_ptr,  # (total_q, heads, HEAD_DIM)
+    k_ptr, v_ptr,  # (total_k, heads, HEAD_DIM)
+    do_ptr,  # (total_q, heads, HEAD_DIM): gradient of the output
+    lse_ptr,  # (heads, total_q) float32, of the forward pass
+    delta_ptr,  # (heads, total_q) float32: Σ o · do of each row
+    dk_ptr, dv_ptr,  # (total_k, heads, HEAD_DIM), written
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr,  # (scans + 1,) int32: first query and key of each scan, and the end of the last
+    scale,  # softmax scale, without log2(e)
+    total_q,  # queries of all scans
+    q_stride_m, q_stride_h,  # strides between rows and between heads, for each tensor
+    k_stride_n, k_stride_h, v_stride_n, v_stride_h,
+    do_stride_m, do_stride_h,
+    dk_stride_n, dk_stride_h, dv_stride_n, dv_stride_h,
+    max_seqlen_q,  # most queries of a scan, up to a power of two; only the autotuner reads it
+    HEAD_DIM: tl.constexpr,
+    UPCAST: tl.constexpr,  # convert the operands of products to float32
+    PRECISION: tl.constexpr,  # of products of float32: ieee, tf32x3 or tf32
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,  # queries and keys of a tile
 ):  # fmt: skip
     tile, head, scan = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first_query, last_query = tl.load(query_starts_ptr + scan), tl.load(query_starts_ptr + scan + 1)
-    first_key, last_key = tl.load(key_starts_ptr + scan), tl.load(key_starts_ptr + scan + 1)
-    at = first_key + tile * KEYS + tl.arange(0, KEYS)
-    if first_key + tile * KEYS < last_key:
-        columns = tl.arange(0, WIDTH)
-        known = at < last_key
-        at64 = at.to(tl.int64)
-        key = tl.load(key_ptr + at64[:, None] * key_row + head * key_head + columns, mask=known[:, None], other=0.0)
-        value = tl.load(value_ptr + at64[:, None] * value_row + head * value_head + columns, mask=known[:, None], other=0.0)
-        if WIDEN:
-            key, value = key.to(tl.float32), value.to(tl.float32)
-        key_gradient = tl.zeros([KEYS, WIDTH], tl.float32)
-        value_gradient = tl.zeros([KEYS, WIDTH], tl.float32)
-        for start in range(first_query, last_query, QUERIES):
-            rows = start + tl.arange(0, QUERIES)
-            here = rows < last_query
-            rows64 = rows.to(tl.int64)
-            query = tl.load(
-                query_ptr + rows64[:, None] * query_row + head * query_head + columns, mask=here[:, None], other=0.0
-            )
-            gradient = tl.load(
-                gradient_ptr + rows64[:, None] * gradient_row + head * gradient_head + columns, mask=here[:, None], other=0.0
-            )
-            lse = tl.load(lse_ptr + head * total_queries + rows, mask=here, other=0.0)
-            delta = tl.load(delta_ptr + head * total_queries + rows, mask=here, other=0.0)
-            if WIDEN:
-                query, gradient = query.to(tl.float32), gradient.to(tl.float32)
-            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale * 1.4426950408889634
-            weights = tl.where(here[:, None] & known[None, :], tl.exp2(scores - lse[:, None]), 0.0)
-            value_gradient += tl.dot(tl.trans(weights.to(gradient.dtype)), gradient, input_precision=PRECISION)
-            change = weights * (tl.dot(gradient, tl.trans(value), input_precision=PRECISION) - delta[:, None])
-            key_gradient += tl.dot(tl.trans(change.to(query.dtype)), query, input_precision=PRECISION)
-        place = at64[:, None] * found_row + head * found_head + columns
-        tl.store(key_gradient_ptr + place, (key_gradient * scale).to(key_gradient_ptr.dtype.element_ty), mask=known[:, None])
-        tl.store(value_gradient_ptr + place, value_gradient.to(value_gradient_ptr.dtype.element_ty), mask=known[:, None])
+    q_start, q_end = tl.load(cu_seqlens_q_ptr + scan), tl.load(cu_seqlens_q_ptr + scan + 1)
+    k_start, k_end = tl.load(cu_seqlens_k_ptr + scan), tl.load(cu_seqlens_k_ptr + scan + 1)
+    offs_n = k_start + tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    if k_start + tile * BLOCK_N < k_end:
+        offs_d = tl.arange(0, HEAD_DIM)
+        key_mask = offs_n < k_end
+        row_n = offs_n.to(tl.int64)
+        k = tl.load(k_ptr + row_n[:, None] * k_stride_n + head * k_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
+        v = tl.load(v_ptr + row_n[:, None] * v_stride_n + head * v_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
+        if UPCAST:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        dk = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
+        dv = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
+        for start_m in range(q_start, q_end, BLOCK_M):
+            offs_m = start_m + tl.arange(0, BLOCK_M)
+            query_mask = offs_m < q_end
+            row_m = offs_m.to(tl.int64)
+            q_ptrs = q_ptr + row_m[:, None] * q_stride_m + head * q_stride_h + offs_d
+            do_ptrs = do_ptr + row_m[:, None] * do_stride_m + head * do_stride_h + offs_d
+            q = tl.load(q_ptrs, mask=query_mask[:, None], other=0.0)
+            do = tl.load(do_ptrs, mask=query_mask[:, None], other=0.0)
+            lse = tl.load(lse_ptr + head * total_q + offs_m, mask=query_mask, other=0.0)
+            delta = tl.load(delta_ptr + head * total_q + offs_m, mask=query_mask, other=0.0)
+            if UPCAST:
+                q, do = q.to(tl.float32), do.to(tl.float32)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale * 1.4426950408889634
+            p = tl.where(query_mask[:, None] & key_mask[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+            dv += tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)
+            ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+            dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
+        dk_ptrs = dk_ptr + row_n[:, None] * dk_stride_n + head * dk_stride_h + offs_d
+        dv_ptrs = dv_ptr + row_n[:, None] * dv_stride_n + head * dv_stride_h + offs_d
+        tl.store(dk_ptrs, (dk * scale).to(dk_ptr.dtype.element_ty), mask=key_mask[:, None])
+        tl.store(dv_ptrs, dv.to(dv_ptr.dtype.element_ty), mask=key_mask[:, None])
 
 
 if triton is not None:
-    _tuned_forward = tuned(FORWARD_TILES, ["longest", "WIDTH"])(_forward)
-    _tuned_backward_queries = tuned(BACKWARD_TILES, ["longest", "WIDTH"])(_backward_queries)
-    _tuned_backward_keys = tuned(BACKWARD_TILES, ["longest", "WIDTH"])(_backward_keys)
+    _tuned_forward = autotune(FORWARD_CONFIGS, ["max_seqlen_q", "HEAD_DIM"])(_forward_kernel)
+    _tuned_dq = autotune(BACKWARD_CONFIGS, ["max_seqlen_q", "HEAD_DIM"])(_dq_kernel)
+    _tuned_dkdv = autotune(BACKWARD_CONFIGS, ["max_seqlen_q", "HEAD_DIM"])(_dkdv_kernel)
 
 
 def reference(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_starts: torch.Tensor,
-    key_starts: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """softmax(q·kᵀ · scaling) · v of each scan, in plain PyTorch; shapes as `packed_attention`."""
+    """softmax(q · kᵀ · scaling) · v of each scan, in plain PyTorch; shapes as `packed_attention`."""
     outputs = [
-        (torch.einsum("qhd,khd->hqk", q, k) * scaling).softmax(-1).matmul(v.transpose(0, 1)).transpose(0, 1)
-        for q, k, v in zip(
-            query.tensor_split(query_starts[1:-1].tolist()),
-            key.tensor_split(key_starts[1:-1].tolist()),
-            value.tensor_split(key_starts[1:-1].tolist()),
+        (torch.einsum("qhd,khd->hqk", scan_q, scan_k) * scaling).softmax(-1).matmul(scan_v.transpose(0, 1)).transpose(0, 1)
+        for scan_q, scan_k, scan_v in zip(
+            q.tensor_split(cu_seqlens_q[1:-1].tolist()),
+            k.tensor_split(cu_seqlens_k[1:-1].tolist()),
+            v.tensor_split(cu_seqlens_k[1:-1].tolist()),
             strict=True,
         )
     ]
@@ -211,142 +245,149 @@ def reference(
 
 
 def packed_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_starts: torch.Tensor,
-    key_starts: torch.Tensor,
-    max_queries: int,
-    max_keys: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     scaling: float | None = None,
 ) -> torch.Tensor:
-    """Attention of each scan's queries over its own keys.
+    """Attention of each scan's queries over that scan's keys; the arguments are those of `flash_attn_varlen_func`.
 
     Args:
-        query: (queries of all scans, heads, width), width 16, 32, 64 or 128; float16, bfloat16 or float32.
-        key, value: (keys of all scans, heads, width).
-        query_starts, key_starts: (scans + 1,) int32 on the same device: scan i owns rows `starts[i]` to `starts[i + 1]`.
-        max_queries, max_keys: the longest scan's.
-        scaling: of the scores; width ** -0.5 where it is left out.
+        q: (queries of all scans, heads, head_dim), head_dim 16, 32, 64 or 128; float16, bfloat16 or float32.
+        k, v: (keys of all scans, heads, head_dim), dtype and device of `q`.
+        cu_seqlens_q, cu_seqlens_k: (scans + 1,) int32 on the device of `q`: scan i has rows `cu_seqlens[i]` to
+            `cu_seqlens[i + 1]`.
+        max_seqlen_q, max_seqlen_k: rows of the longest scan, or more. Not checked, because that would wait for the card:
+            rows beyond a smaller number are not computed.
+        scaling: factor of the scores; head_dim ** -0.5 by default.
 
     Returns:
-        (queries, heads, width), in the dtype of `query`; float32 inside, rounded once. Differentiable in q, k and v.
+        (queries of all scans, heads, head_dim) in the dtype of `q`; float32 inside, rounded once. Differentiable in q, k, v.
 
     Raises:
-        ValueError: an argument whose shape, dtype or device does not fit, by name.
+        ValueError: an argument whose shape, dtype or device does not fit; the message begins with its name.
+
+    Example, two scans of 12 and 8 patches:
+        >>> q = k = v = torch.ones(20, 2, 16)
+        >>> cu_seqlens = torch.tensor([0, 12, 20], dtype=torch.int32)
+        >>> packed_attention(q, k, v, cu_seqlens, cu_seqlens, 12, 12).shape
+        torch.Size([20, 2, 16])
     """
-    _check(query, key, value, query_starts, key_starts)
+    _check(q, k, v, cu_seqlens_q, cu_seqlens_k)
     if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    return _forward_op(query, key, value, query_starts, key_starts, max_queries, max_keys, scaling)[0]
+        scaling = q.shape[-1] ** -0.5
+    if not use_kernel(q.device):
+        return reference(q, k, v, cu_seqlens_q, cu_seqlens_k, scaling)
+    o: torch.Tensor = _forward_op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scaling)[0]
+    return o
 
 
-def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *starts: torch.Tensor) -> None:
-    if query.ndim != 3 or query.shape[-1] not in WIDTHS:
-        raise ValueError(f"query: shape {tuple(query.shape)} is not (rows, heads, width of {', '.join(map(str, WIDTHS))}).")
-    for name, tensor in (("key", key), ("value", value)):
-        if tensor.ndim != 3 or tensor.shape[1:] != query.shape[1:] or len(tensor) != len(key):
-            raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not fit a query of {tuple(query.shape)}.")
-        if tensor.dtype != query.dtype or tensor.device != query.device:
-            raise ValueError(f"{name}: {tensor.dtype} on {tensor.device}, the query {query.dtype} on {query.device}.")
-    for name, start in zip(("query_starts", "key_starts"), starts, strict=True):
-        if start.dtype != torch.int32 or start.ndim != 1 or len(start) < 1 or start.device != query.device:
+def _check(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor
+) -> None:
+    if q.ndim != 3 or q.shape[-1] not in HEAD_DIMS:
+        raise ValueError(f"q: shape {tuple(q.shape)} is not (rows, heads, head_dim of {', '.join(map(str, HEAD_DIMS))}).")
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor.ndim != 3 or tensor.shape[1:] != q.shape[1:] or len(tensor) != len(k):
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not fit q of shape {tuple(q.shape)}.")
+        if tensor.dtype != q.dtype or tensor.device != q.device:
+            raise ValueError(f"{name}: {tensor.dtype} on {tensor.device}, but q is {q.dtype} on {q.device}.")
+    for name, cu_seqlens in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        if cu_seqlens.dtype != torch.int32 or cu_seqlens.ndim != 1 or len(cu_seqlens) < 1 or cu_seqlens.device != q.device:
             raise ValueError(
-                f"{name}: needs (scans + 1,) int32 on {query.device}, and is {tuple(start.shape)} {start.dtype}."
+                f"{name}: {tuple(cu_seqlens.shape)} {cu_seqlens.dtype} on {cu_seqlens.device} "
+                f"is not (scans + 1,) torch.int32 on {q.device}."
             )
-    if len(starts[0]) != len(starts[1]):
-        raise ValueError(f"key_starts: is of {len(starts[1]) - 1} scans, query_starts of {len(starts[0]) - 1}.")
+    if len(cu_seqlens_q) != len(cu_seqlens_k):
+        raise ValueError(f"cu_seqlens_k: has {len(cu_seqlens_k) - 1} scans, but cu_seqlens_q {len(cu_seqlens_q) - 1}.")
 
 
-@torch.library.custom_op(f"{NAMESPACE}::packed_attention_forward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("packed_attention_forward"), mutates_args=())
 def _forward_op(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_starts: torch.Tensor,
-    key_starts: torch.Tensor,
-    max_queries: int,
-    max_keys: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, heads, width = query.shape
-    lse = query.new_zeros((heads, rows), dtype=torch.float32)
-    if rows == 0 or not runs_triton(query.device):
-        return (reference(query, key, value, query_starts, key_starts, scaling) if rows else query.clone()), lse
-    query, key, value = strided(query, key, value)
-    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    scans = len(query_starts) - 1
-    _tuned_forward[lambda tiles: (triton.cdiv(max_queries, tiles["QUERIES"]), heads, scans)](
-        query, key, value, output, lse, query_starts, key_starts, scaling * LOG2_E, rows,
-        *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *output.stride()[:2],
-        triton.next_power_of_2(max_queries), WIDTH=width, **precision(query),
+    total_q, heads, head_dim = q.shape
+    lse = q.new_zeros((heads, total_q), dtype=torch.float32)
+    if total_q == 0:
+        return q.clone(), lse
+    q, k, v, cu_seqlens_q, cu_seqlens_k = with_unit_stride(q, k, v, cu_seqlens_q, cu_seqlens_k)
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    scans = len(cu_seqlens_q) - 1
+    _tuned_forward[lambda blocks: (triton.cdiv(max_seqlen_q, blocks["BLOCK_M"]), heads, scans)](
+        q, k, v, o, lse, cu_seqlens_q, cu_seqlens_k, scaling * LOG2_E, total_q,
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *o.stride()[:2],
+        triton.next_power_of_2(max_seqlen_q), HEAD_DIM=head_dim, **dot_options(q),
     )  # fmt: skip
-    return output, lse
+    return o, lse
 
 
 @_forward_op.register_fake
-def _(query, key, value, query_starts, key_starts, max_queries, max_keys, scaling):
-    rows, heads, _ = query.shape
-    return torch.empty(query.shape, dtype=query.dtype, device=query.device), query.new_empty(
-        (heads, rows), dtype=torch.float32
-    )
+def _(q: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    return o, q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::packed_attention_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("packed_attention_backward"), mutates_args=())
 def _backward_op(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    output: torch.Tensor,
+    do: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    o: torch.Tensor,
     lse: torch.Tensor,
-    query_starts: torch.Tensor,
-    key_starts: torch.Tensor,
-    max_queries: int,
-    max_keys: int,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, heads, width = query.shape
-    if rows == 0 or len(key) == 0:
-        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    if not runs_triton(query.device):
-
-        def plain(*inputs: torch.Tensor) -> torch.Tensor:
-            return reference(*inputs, query_starts, key_starts, scaling)
-
-        dq, dk, dv = by_autograd(plain, (query, key, value), gradient)
-        return dq, dk, dv
-    query, key, value, gradient = strided(query, key, value, gradient.contiguous())
-    delta = (gradient.float() * output.float()).sum(-1).t().contiguous()
-    found = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value)]
-    scans = len(query_starts) - 1
-    shared = (query_starts, key_starts, scaling, rows)
-    strides = (*query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *gradient.stride()[:2])
-    options = {"WIDTH": width, **precision(query)}
-    longest = triton.next_power_of_2(max_queries)
-    _tuned_backward_queries[lambda tiles: (triton.cdiv(max_queries, tiles["QUERIES"]), heads, scans)](
-        query, key, value, gradient, lse, delta, found[0], *shared, *strides, longest, **options
+    total_q, heads, head_dim = q.shape
+    if total_q == 0 or len(k) == 0:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    q, k, v, do, cu_seqlens_q, cu_seqlens_k = with_unit_stride(q, k, v, do, cu_seqlens_q, cu_seqlens_k)
+    delta = (do.float() * o.float()).sum(-1).t().contiguous()
+    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    scans = len(cu_seqlens_q) - 1
+    rest = (cu_seqlens_q, cu_seqlens_k, scaling, total_q)
+    strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *do.stride()[:2])
+    tuning = triton.next_power_of_2(max_seqlen_q)
+    _tuned_dq[lambda blocks: (triton.cdiv(max_seqlen_q, blocks["BLOCK_M"]), heads, scans)](
+        q, k, v, do, lse, delta, dq, *rest, *strides, *dq.stride()[:2], tuning, HEAD_DIM=head_dim, **dot_options(q)
     )
-    _tuned_backward_keys[lambda tiles: (triton.cdiv(max_keys, tiles["KEYS"]), heads, scans)](
-        query, key, value, gradient, lse, delta, found[1], found[2], *shared, *strides, *found[1].stride()[:2], longest,
-        **options,
+    _tuned_dkdv[lambda blocks: (triton.cdiv(max_seqlen_k, blocks["BLOCK_N"]), heads, scans)](
+        q, k, v, do, lse, delta, dk, dv, *rest, *strides, *dk.stride()[:2], *dv.stride()[:2], tuning,
+        HEAD_DIM=head_dim, **dot_options(q),
     )  # fmt: skip
-    return found[0], found[1], found[2]
+    return dq, dk, dv
 
 
 @_backward_op.register_fake
-def _(gradient, query, key, value, output, lse, query_starts, key_starts, max_queries, max_keys, scaling):
-    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value))
+def _(
+    do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    return dq, dk, dv
 
 
-def _keep(ctx, inputs, output) -> None:
-    query, key, value, query_starts, key_starts, *ctx.numbers = inputs
-    ctx.save_for_backward(query, key, value, *output, query_starts, key_starts)
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    q, k, v, cu_seqlens_q, cu_seqlens_k, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k)
 
 
-def _backward(ctx, gradient, _):
-    gradients = _backward_op(gradient, *ctx.saved_tensors, *ctx.numbers)
+def _backward(ctx: Any, do: torch.Tensor, _dlse: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    gradients = _backward_op(do, *ctx.saved_tensors, *ctx.options)
     return (*gradients, None, None, None, None, None)
 
 
-_forward_op.register_autograd(_backward, setup_context=_keep)
+_forward_op.register_autograd(_backward, setup_context=_save_for_backward)

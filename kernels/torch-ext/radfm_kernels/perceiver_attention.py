@@ -1,300 +1,355 @@
-"""Perceiver attention: a few latents of each scan ask all patches of their scan and themselves, without a concatenation.
+"""Perceiver attention: the latents of each scan attend to the scan's patches and to the latents themselves.
 
-One scan has 32 queries and thousands of keys, too few rows to fill a card: keys are split into spans, each program attends
-to one span (the last one to the latents' own keys), and the spans' softmaxes are joined afterwards (Flash-Decoding). The
-backward pass walks over the same spans; each writes its own gradients of keys and values, and its share of the queries'.
+The keys and values of patches and latents are not concatenated (Flamingo's Perceiver Resampler, arXiv 2204.14198, appendix
+A.1.1, attends to their concatenation). A scan has 32 queries and thousands of keys, too few queries to fill a card, so the
+keys are split as in Flash-Decoding: each program attends to one span of `SPAN` patches, the last one to the latents, and the
+softmaxes of the spans are joined afterwards. The backward pass walks over the same spans: each writes its part of dk and dv,
+and a share of dq; the shares are summed in a fixed order, so that equal tile sizes give equal bits.
+
+All sums are float32.
 """
+
+from typing import Any
 
 import torch
 
-from ._ops import NAMESPACE
-from .common import LOG2_E, WIDTHS, by_autograd, kernel, precision, runs_triton, strided, tl, triton, tuned
+from ._ops import add_op_namespace_prefix
+from .common import (
+    HEAD_DIMS,
+    LOG2_E,
+    autotune,
+    dot_options,
+    jit,
+    tl,
+    triton,
+    use_kernel,
+    with_unit_stride,
+)
 
-# Keys that one program attends to: 16 programs a scan and head at 4,096 patches.
+# Patches of a program: 16 programs per scan and head at the 4,096 patches of a CT.
 SPAN = 256
-TILES = [({"KEYS": 64}, 4, 3), ({"KEYS": 128}, 4, 3), ({"KEYS": 128}, 8, 2)]
-SMALLEST_DOT = 16
+CONFIGS = [({"BLOCK_N": 64}, 4, 3), ({"BLOCK_N": 128}, 4, 3), ({"BLOCK_N": 128}, 8, 2)]
+# `tl.dot` needs 16 rows or more.
+MIN_DOT_ROWS = 16
 
 
-@kernel
-def _span(
-    query_ptr,  # (scans · latents, heads, width)
-    key_ptr, value_ptr,  # (patches of all scans, heads, width)
-    own_key_ptr, own_value_ptr,  # (scans · latents, heads, width)
-    part_ptr,  # (spans, scans · latents, heads, width) float32: each span's output, not divided by its total
-    highest_ptr, total_ptr,  # (spans, scans · latents, heads) float32: each span's largest score and sum of exponentials
-    starts_ptr,  # (scans + 1,) int32: rows of each scan's patches
-    scale,  # of the scores, times log2(e)
-    rows, heads, spans,  # rows: scans · latents
-    query_row, query_head, key_row, key_head, value_row, value_head,  # strides
-    own_key_row, own_key_head, own_value_row, own_value_head,
-    LATENTS: tl.constexpr,
-    PADDED: tl.constexpr,  # latents, up to a power of two
-    SPAN: tl.constexpr,
-    WIDTH: tl.constexpr,
-    WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    KEYS: tl.constexpr,
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    q_ptr,  # (scans · LATENTS, heads, HEAD_DIM)
+    k_ptr,  # (patches of all scans, heads, HEAD_DIM)
+    v_ptr,  # (patches of all scans, heads, HEAD_DIM)
+    latent_k_ptr,  # (scans · LATENTS, heads, HEAD_DIM)
+    latent_v_ptr,  # (scans · LATENTS, heads, HEAD_DIM)
+    acc_ptr,  # (spans, scans · LATENTS, heads, HEAD_DIM) float32, written: a span's output, not yet divided by its l
+    m_ptr,  # (spans, scans · LATENTS, heads) float32, written: a span's largest score, in units of log2
+    l_ptr,  # (spans, scans · LATENTS, heads) float32, written: a span's sum of exponentials
+    cu_seqlens_ptr,  # (scans + 1,) int32: first patch of each scan, and the end of the last
+    scale_log2,  # softmax scale · log2(e)
+    rows,  # scans · LATENTS
+    heads,
+    spans,  # spans of the longest scan's patches, and one for the latents
+    q_stride_m, q_stride_h,  # strides between rows and between heads; the last axis has stride 1, here and below
+    k_stride_n, k_stride_h,
+    v_stride_n, v_stride_h,
+    latent_k_stride_n, latent_k_stride_h,
+    latent_v_stride_n, latent_v_stride_h,
+    LATENTS: tl.constexpr,  # of a scan
+    BLOCK_M: tl.constexpr,  # LATENTS up to a power of two, 16 or more
+    SPAN: tl.constexpr,  # patches of a span
+    HEAD_DIM: tl.constexpr,
+    UPCAST: tl.constexpr,  # convert the operands of products to float32
+    PRECISION: tl.constexpr,  # of products of float32: ieee, tf32x3 or tf32
+    BLOCK_N: tl.constexpr,  # keys of a tile
 ):  # fmt: skip
     span, head, scan = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    columns, latents = tl.arange(0, WIDTH), tl.arange(0, PADDED)
-    here = latents < LATENTS
-    row = scan * LATENTS + latents
-    query = tl.load(query_ptr + row[:, None] * query_row + head * query_head + columns, mask=here[:, None], other=0.0)
-    if WIDEN:
-        query = query.to(tl.float32)
+    offs_d, offs_latent = tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK_M)
+    query_mask = offs_latent < LATENTS
+    offs_m = scan * LATENTS + offs_latent
+    q = tl.load(q_ptr + offs_m[:, None] * q_stride_m + head * q_stride_h + offs_d, mask=query_mask[:, None], other=0.0)
+    if UPCAST:
+        q = q.to(tl.float32)
     if span == spans - 1:
-        first, last = scan * LATENTS, scan * LATENTS + LATENTS
-        keys, values, row_of_key, head_of_key = own_key_ptr, own_value_ptr, own_key_row, own_key_head
-        row_of_value, head_of_value = own_value_row, own_value_head
+        start, end = scan * LATENTS, scan * LATENTS + LATENTS
+        span_k_ptr, k_row, k_head = latent_k_ptr, latent_k_stride_n, latent_k_stride_h
+        span_v_ptr, v_row, v_head = latent_v_ptr, latent_v_stride_n, latent_v_stride_h
     else:
-        first = tl.load(starts_ptr + scan) + span * SPAN
-        last = tl.minimum(first + SPAN, tl.load(starts_ptr + scan + 1))
-        keys, values, row_of_key, head_of_key = key_ptr, value_ptr, key_row, key_head
-        row_of_value, head_of_value = value_row, value_head
-    highest = tl.full([PADDED], -float("inf"), tl.float32)
-    total = tl.zeros([PADDED], tl.float32)
-    output = tl.zeros([PADDED, WIDTH], tl.float32)
-    for start in range(first, last, KEYS):
-        at = (start + tl.arange(0, KEYS)).to(tl.int64)
-        known = at < last
-        key = tl.load(keys + at[:, None] * row_of_key + head * head_of_key + columns, mask=known[:, None], other=0.0)
-        value = tl.load(values + at[:, None] * row_of_value + head * head_of_value + columns, mask=known[:, None], other=0.0)
-        if WIDEN:
-            key, value = key.to(tl.float32), value.to(tl.float32)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-        scores = tl.where(known[None, :], scores, -float("inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        weights, shrink = tl.exp2(scores - higher[:, None]), tl.exp2(highest - higher)
-        total = total * shrink + tl.sum(weights, 1)
-        output = output * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-        highest = higher
-    place = (span * rows + row) * heads + head
-    tl.store(part_ptr + place[:, None].to(tl.int64) * WIDTH + columns, output, mask=here[:, None])
-    tl.store(highest_ptr + place, highest, mask=here)
-    tl.store(total_ptr + place, total, mask=here)
+        # Spans beyond a shorter scan are empty: m is -inf and l is 0, and they add nothing when spans are joined.
+        start = tl.load(cu_seqlens_ptr + scan) + span * SPAN
+        end = tl.minimum(start + SPAN, tl.load(cu_seqlens_ptr + scan + 1))
+        span_k_ptr, k_row, k_head = k_ptr, k_stride_n, k_stride_h
+        span_v_ptr, v_row, v_head = v_ptr, v_stride_n, v_stride_h
+    m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    for start_n in range(start, end, BLOCK_N):
+        offs_n = (start_n + tl.arange(0, BLOCK_N)).to(tl.int64)
+        key_mask = offs_n < end
+        k = tl.load(span_k_ptr + offs_n[:, None] * k_row + head * k_head + offs_d, mask=key_mask[:, None], other=0.0)
+        v = tl.load(span_v_ptr + offs_n[:, None] * v_row + head * v_head + offs_d, mask=key_mask[:, None], other=0.0)
+        if UPCAST:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        scores = tl.where(key_mask[None, :], scores, -float("inf"))
+        # Online softmax: rescale what was summed so far to the new maximum.
+        m_new = tl.maximum(m_i, tl.max(scores, 1))
+        p, alpha = tl.exp2(scores - m_new[:, None]), tl.exp2(m_i - m_new)
+        l_i = l_i * alpha + tl.sum(p, 1)
+        acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        m_i = m_new
+    out_rows = (span * rows + offs_m) * heads + head
+    tl.store(acc_ptr + out_rows[:, None].to(tl.int64) * HEAD_DIM + offs_d, acc, mask=query_mask[:, None])
+    tl.store(m_ptr + out_rows, m_i, mask=query_mask)
+    tl.store(l_ptr + out_rows, l_i, mask=query_mask)
 
 
-@kernel
-def _span_backward(
-    query_ptr, key_ptr, value_ptr, own_key_ptr, own_value_ptr,  # as in the forward pass
-    gradient_ptr,  # (scans · latents, heads, width): of the output
-    lse_ptr, delta_ptr,  # (scans · latents, heads) float32: log2 of the sum of exponentials; Σ output · gradient
-    part_ptr,  # (spans, scans · latents, heads, width) float32: each span's share of the queries' gradient
-    key_gradient_ptr, value_gradient_ptr,  # (patches, heads, width)
-    own_key_gradient_ptr, own_value_gradient_ptr,  # (scans · latents, heads, width)
-    starts_ptr,
-    scale,  # of the scores, without log2(e)
-    rows, heads, spans,
-    query_row, query_head, key_row, key_head, value_row, value_head,
-    own_key_row, own_key_head, own_value_row, own_value_head,
-    LATENTS: tl.constexpr, PADDED: tl.constexpr, SPAN: tl.constexpr, WIDTH: tl.constexpr, WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr, KEYS: tl.constexpr,
+@jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    q_ptr,  # (scans · LATENTS, heads, HEAD_DIM)
+    k_ptr,  # (patches of all scans, heads, HEAD_DIM)
+    v_ptr,  # (patches of all scans, heads, HEAD_DIM)
+    latent_k_ptr,  # (scans · LATENTS, heads, HEAD_DIM)
+    latent_v_ptr,  # (scans · LATENTS, heads, HEAD_DIM)
+    do_ptr,  # (scans · LATENTS, heads, HEAD_DIM): gradient of the output, contiguous
+    lse_ptr,  # (scans · LATENTS, heads) float32: log2 of the sum of exponentials over all spans
+    delta_ptr,  # (scans · LATENTS, heads) float32: Σ o · do of each row
+    dq_ptr,  # (spans, scans · LATENTS, heads, HEAD_DIM) float32, written: a span's share of dq
+    dk_ptr,  # as k, contiguous, written
+    dv_ptr,  # as v, contiguous, written
+    latent_dk_ptr,  # as latent_k, contiguous, written
+    latent_dv_ptr,  # as latent_v, contiguous, written
+    cu_seqlens_ptr,  # (scans + 1,) int32: first patch of each scan, and the end of the last
+    scale,  # softmax scale, without log2(e): gradients need it too
+    rows,  # scans · LATENTS
+    heads,
+    spans,  # spans of the longest scan's patches, and one for the latents
+    q_stride_m, q_stride_h,  # strides between rows and between heads
+    k_stride_n, k_stride_h,
+    v_stride_n, v_stride_h,
+    latent_k_stride_n, latent_k_stride_h,
+    latent_v_stride_n, latent_v_stride_h,
+    LATENTS: tl.constexpr,  # of a scan
+    BLOCK_M: tl.constexpr,  # LATENTS up to a power of two, 16 or more
+    SPAN: tl.constexpr,  # patches of a span
+    HEAD_DIM: tl.constexpr,
+    UPCAST: tl.constexpr,  # convert the operands of products to float32
+    PRECISION: tl.constexpr,  # of products of float32: ieee, tf32x3 or tf32
+    BLOCK_N: tl.constexpr,  # keys of a tile
 ):  # fmt: skip
     span, head, scan = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    columns, latents = tl.arange(0, WIDTH), tl.arange(0, PADDED)
-    here = latents < LATENTS
-    row = scan * LATENTS + latents
-    query = tl.load(query_ptr + row[:, None] * query_row + head * query_head + columns, mask=here[:, None], other=0.0)
-    gradient = tl.load(gradient_ptr + (row[:, None] * heads + head) * WIDTH + columns, mask=here[:, None], other=0.0)
-    lse = tl.load(lse_ptr + row * heads + head, mask=here, other=0.0)
-    delta = tl.load(delta_ptr + row * heads + head, mask=here, other=0.0)
-    if WIDEN:
-        query, gradient = query.to(tl.float32), gradient.to(tl.float32)
+    offs_d, offs_latent = tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK_M)
+    query_mask = offs_latent < LATENTS
+    offs_m = scan * LATENTS + offs_latent
+    q = tl.load(q_ptr + offs_m[:, None] * q_stride_m + head * q_stride_h + offs_d, mask=query_mask[:, None], other=0.0)
+    do = tl.load(do_ptr + (offs_m[:, None] * heads + head) * HEAD_DIM + offs_d, mask=query_mask[:, None], other=0.0)
+    lse = tl.load(lse_ptr + offs_m * heads + head, mask=query_mask, other=0.0)
+    delta = tl.load(delta_ptr + offs_m * heads + head, mask=query_mask, other=0.0)
+    if UPCAST:
+        q, do = q.to(tl.float32), do.to(tl.float32)
     if span == spans - 1:
-        first, last = scan * LATENTS, scan * LATENTS + LATENTS
-        keys, values, row_of_key, head_of_key = own_key_ptr, own_value_ptr, own_key_row, own_key_head
-        row_of_value, head_of_value = own_value_row, own_value_head
-        to_keys, to_values = own_key_gradient_ptr, own_value_gradient_ptr
+        start, end = scan * LATENTS, scan * LATENTS + LATENTS
+        span_k_ptr, k_row, k_head = latent_k_ptr, latent_k_stride_n, latent_k_stride_h
+        span_v_ptr, v_row, v_head = latent_v_ptr, latent_v_stride_n, latent_v_stride_h
+        span_dk_ptr, span_dv_ptr = latent_dk_ptr, latent_dv_ptr
     else:
-        first = tl.load(starts_ptr + scan) + span * SPAN
-        last = tl.minimum(first + SPAN, tl.load(starts_ptr + scan + 1))
-        keys, values, row_of_key, head_of_key = key_ptr, value_ptr, key_row, key_head
-        row_of_value, head_of_value = value_row, value_head
-        to_keys, to_values = key_gradient_ptr, value_gradient_ptr
-    found = tl.zeros([PADDED, WIDTH], tl.float32)
-    for start in range(first, last, KEYS):
-        at = (start + tl.arange(0, KEYS)).to(tl.int64)
-        known = at < last
-        key = tl.load(keys + at[:, None] * row_of_key + head * head_of_key + columns, mask=known[:, None], other=0.0)
-        value = tl.load(values + at[:, None] * row_of_value + head * head_of_value + columns, mask=known[:, None], other=0.0)
-        if WIDEN:
-            key, value = key.to(tl.float32), value.to(tl.float32)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale * 1.4426950408889634
-        weights = tl.where(here[:, None] & known[None, :], tl.exp2(scores - lse[:, None]), 0.0)
-        value_gradient = tl.dot(tl.trans(weights.to(gradient.dtype)), gradient, input_precision=PRECISION)
-        change = weights * (tl.dot(gradient, tl.trans(value), input_precision=PRECISION) - delta[:, None])
-        key_gradient = tl.dot(tl.trans(change.to(query.dtype)), query, input_precision=PRECISION) * scale
-        found += tl.dot(change.to(key.dtype), key, input_precision=PRECISION)
-        place = (at[:, None] * heads + head) * WIDTH + columns
-        tl.store(to_keys + place, key_gradient.to(to_keys.dtype.element_ty), mask=known[:, None])
-        tl.store(to_values + place, value_gradient.to(to_values.dtype.element_ty), mask=known[:, None])
-    place = ((span * rows + row) * heads + head)[:, None].to(tl.int64) * WIDTH + columns
-    tl.store(part_ptr + place, found * scale, mask=here[:, None])
+        start = tl.load(cu_seqlens_ptr + scan) + span * SPAN
+        end = tl.minimum(start + SPAN, tl.load(cu_seqlens_ptr + scan + 1))
+        span_k_ptr, k_row, k_head = k_ptr, k_stride_n, k_stride_h
+        span_v_ptr, v_row, v_head = v_ptr, v_stride_n, v_stride_h
+        span_dk_ptr, span_dv_ptr = dk_ptr, dv_ptr
+    dq = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    for start_n in range(start, end, BLOCK_N):
+        offs_n = (start_n + tl.arange(0, BLOCK_N)).to(tl.int64)
+        key_mask = offs_n < end
+        k = tl.load(span_k_ptr + offs_n[:, None] * k_row + head * k_head + offs_d, mask=key_mask[:, None], other=0.0)
+        v = tl.load(span_v_ptr + offs_n[:, None] * v_row + head * v_head + offs_d, mask=key_mask[:, None], other=0.0)
+        if UPCAST:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        # 1.4426950408889634 is log2(e), a literal because a kernel cannot read the module's float.
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale * 1.4426950408889634
+        p = tl.where(query_mask[:, None] & key_mask[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+        dv = tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)
+        ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+        dk = tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION) * scale
+        dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+        # A key is in one span alone, and its queries in one tile: dk and dv are complete here.
+        offs = (offs_n[:, None] * heads + head) * HEAD_DIM + offs_d
+        tl.store(span_dk_ptr + offs, dk.to(span_dk_ptr.dtype.element_ty), mask=key_mask[:, None])
+        tl.store(span_dv_ptr + offs, dv.to(span_dv_ptr.dtype.element_ty), mask=key_mask[:, None])
+    dq_offs = ((span * rows + offs_m) * heads + head)[:, None].to(tl.int64) * HEAD_DIM + offs_d
+    tl.store(dq_ptr + dq_offs, dq * scale, mask=query_mask[:, None])
 
 
 if triton is not None:
-    _tuned_span = tuned(TILES, ["spans", "WIDTH"])(_span)
-    _tuned_span_backward = tuned(TILES, ["spans", "WIDTH"])(_span_backward)
+    _tuned_forward = autotune(CONFIGS, ["spans", "HEAD_DIM"])(_forward_kernel)
+    _tuned_backward = autotune(CONFIGS, ["spans", "HEAD_DIM"])(_backward_kernel)
 
 
 def reference(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    latent_key: torch.Tensor,
-    latent_value: torch.Tensor,
-    starts: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    latent_k: torch.Tensor,
+    latent_v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """softmax(q·[k, own k]ᵀ · scaling) · [v, own v] of each scan, in plain PyTorch; shapes as `perceiver_attention`."""
-    scans = len(starts) - 1
+    """softmax(q · [k, latent_k]ᵀ · scaling) · [v, latent_v] of each scan in PyTorch; shapes as `perceiver_attention`."""
+    scans = len(cu_seqlens) - 1
     outputs = []
     for scan in range(scans):
-        first, last = int(starts[scan]), int(starts[scan + 1])
-        q, own_k, own_v = (t.view(scans, -1, *t.shape[1:])[scan] for t in (query, latent_key, latent_value))
-        k, v = torch.cat([key[first:last], own_k]), torch.cat([value[first:last], own_v])
-        weights = (torch.einsum("qhd,khd->hqk", q, k) * scaling).softmax(-1)
-        outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
-    return torch.cat(outputs) if outputs else torch.zeros_like(query)
+        start, end = int(cu_seqlens[scan]), int(cu_seqlens[scan + 1])
+        scan_q, scan_latent_k, scan_latent_v = (t.view(scans, -1, *t.shape[1:])[scan] for t in (q, latent_k, latent_v))
+        all_k, all_v = torch.cat([k[start:end], scan_latent_k]), torch.cat([v[start:end], scan_latent_v])
+        p = (torch.einsum("qhd,khd->hqk", scan_q, all_k) * scaling).softmax(-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", p, all_v))
+    return torch.cat(outputs) if outputs else torch.zeros_like(q)
 
 
 def perceiver_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    latent_key: torch.Tensor,
-    latent_value: torch.Tensor,
-    starts: torch.Tensor,
-    max_patches: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    latent_k: torch.Tensor,
+    latent_v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
     scaling: float | None = None,
 ) -> torch.Tensor:
-    """Attention of each scan's latents over its patches and over themselves.
+    """Attention of each scan's latents over the scan's patches and over the latents.
 
     Args:
-        query, latent_key, latent_value: (scans · latents, heads, width), width 16, 32, 64 or 128.
-        key, value: (patches of all scans, heads, width), in the dtype of `query`.
-        starts: (scans + 1,) int32 on the same device: scan i owns patches `starts[i]` to `starts[i + 1]`.
-        max_patches: the longest scan's.
-        scaling: of the scores; width ** -0.5 where it is left out.
+        q, latent_k, latent_v: (scans · latents, heads, head_dim), head_dim 16, 32, 64 or 128; float16, bfloat16 or float32.
+        k, v: (patches of all scans, heads, head_dim), dtype and device of `q`.
+        cu_seqlens: (scans + 1,) int32 on the device of `q`: scan i has patches `cu_seqlens[i]` to `cu_seqlens[i + 1]`.
+        max_seqlen: patches of the longest scan, or more. Not checked, because that would wait for the card: patches beyond a
+            smaller number are left out.
+        scaling: factor of the scores; head_dim ** -0.5 by default.
 
     Returns:
-        (scans · latents, heads, width); float32 inside, rounded once. Differentiable in all but `starts`.
+        (scans · latents, heads, head_dim) in the dtype of `q`; float32 inside, rounded once. Differentiable in all tensors
+        but `cu_seqlens`.
 
     Raises:
-        ValueError: an argument whose shape, dtype or device does not fit, by name.
+        ValueError: an argument whose shape, dtype or device does not fit; the message begins with its name.
+
+    Example, 32 latents over scans of 12 and 8 patches:
+        >>> q = latent_k = latent_v = torch.ones(2 * 32, 4, 16)
+        >>> k = v = torch.ones(20, 4, 16)
+        >>> cu_seqlens = torch.tensor([0, 12, 20], dtype=torch.int32)
+        >>> perceiver_attention(q, k, v, latent_k, latent_v, cu_seqlens, 12).shape
+        torch.Size([64, 4, 16])
     """
-    scans = len(starts) - 1
-    if query.ndim != 3 or query.shape[-1] not in WIDTHS or (scans and len(query) % scans):
-        raise ValueError(f"query: shape {tuple(query.shape)} is not ({scans} scans · latents, heads, one of {WIDTHS}).")
+    scans = len(cu_seqlens) - 1
+    if q.ndim != 3 or q.shape[-1] not in HEAD_DIMS or (scans and len(q) % scans):
+        raise ValueError(f"q: shape {tuple(q.shape)} is not ({scans} scans · latents, heads, head_dim of {HEAD_DIMS}).")
     for name, tensor, rows in (
-        ("key", key, len(key)),
-        ("value", value, len(key)),
-        ("latent_key", latent_key, len(query)),
-        ("latent_value", latent_value, len(query)),
+        ("k", k, len(k)),
+        ("v", v, len(k)),
+        ("latent_k", latent_k, len(q)),
+        ("latent_v", latent_v, len(q)),
     ):
-        if tensor.shape != (rows, *query.shape[1:]) or tensor.dtype != query.dtype or tensor.device != query.device:
-            raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype} on {tensor.device} does not fit the query.")
-    if starts.dtype != torch.int32 or starts.ndim != 1 or starts.device != query.device:
-        raise ValueError(f"starts: needs (scans + 1,) int32 on {query.device}, and is {tuple(starts.shape)} {starts.dtype}.")
+        if tensor.shape != (rows, *q.shape[1:]) or tensor.dtype != q.dtype or tensor.device != q.device:
+            raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype} on {tensor.device} does not fit q.")
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.ndim != 1 or cu_seqlens.device != q.device:
+        raise ValueError(
+            f"cu_seqlens: {tuple(cu_seqlens.shape)} {cu_seqlens.dtype} on {cu_seqlens.device} "
+            f"is not (scans + 1,) torch.int32 on {q.device}."
+        )
     if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    return _forward_op(query, key, value, latent_key, latent_value, starts, max_patches, scaling)[0]
+        scaling = q.shape[-1] ** -0.5
+    if not use_kernel(q.device):
+        return reference(q, k, v, latent_k, latent_v, cu_seqlens, scaling)
+    o: torch.Tensor = _forward_op(q, k, v, latent_k, latent_v, cu_seqlens, max_seqlen, scaling)[0]
+    return o
 
 
-def _spans(max_patches: int) -> int:
+def _span_count(max_seqlen: int) -> int:
     """Spans of the longest scan's patches, and one for the latents."""
-    return -(-max_patches // SPAN) + 1
+    return -(-max_seqlen // SPAN) + 1
 
 
-def _sizes(query: torch.Tensor, scans: int) -> dict[str, int]:
-    latents = len(query) // scans
-    padded = max(triton.next_power_of_2(latents), SMALLEST_DOT)
-    return {"LATENTS": latents, "PADDED": padded, "SPAN": SPAN, "WIDTH": query.shape[-1], **precision(query)}
+def _constants(q: torch.Tensor, scans: int) -> dict[str, Any]:
+    latents = len(q) // scans
+    block_m = max(triton.next_power_of_2(latents), MIN_DOT_ROWS)
+    return {"LATENTS": latents, "BLOCK_M": block_m, "SPAN": SPAN, "HEAD_DIM": q.shape[-1], **dot_options(q)}
 
 
-@torch.library.custom_op(f"{NAMESPACE}::perceiver_attention_forward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("perceiver_attention_forward"), mutates_args=())
 def _forward_op(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    latent_key: torch.Tensor,
-    latent_value: torch.Tensor,
-    starts: torch.Tensor,
-    max_patches: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    latent_k: torch.Tensor,
+    latent_v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, heads, width = query.shape
-    if rows == 0 or not runs_triton(query.device):
-        lse = query.new_zeros((rows, heads), dtype=torch.float32)
-        return reference(query, key, value, latent_key, latent_value, starts, scaling).contiguous(), lse
-    query, key, value, latent_key, latent_value = strided(query, key, value, latent_key, latent_value)
-    scans, spans = len(starts) - 1, _spans(max_patches)
-    parts = query.new_empty((spans, rows, heads, width), dtype=torch.float32)
-    highest, total = (query.new_empty((spans, rows, heads), dtype=torch.float32) for _ in range(2))
-    _tuned_span[(spans, heads, scans)](
-        query, key, value, latent_key, latent_value, parts, highest, total, starts, scaling * LOG2_E, rows, heads, spans,
-        *(step for t in (query, key, value, latent_key, latent_value) for step in t.stride()[:2]), **_sizes(query, scans),
+    rows, heads, head_dim = q.shape
+    if rows == 0:
+        return torch.zeros_like(q), q.new_zeros((rows, heads), dtype=torch.float32)
+    q, k, v, latent_k, latent_v, cu_seqlens = with_unit_stride(q, k, v, latent_k, latent_v, cu_seqlens)
+    scans, spans = len(cu_seqlens) - 1, _span_count(max_seqlen)
+    acc = q.new_empty((spans, rows, heads, head_dim), dtype=torch.float32)
+    m, l = (q.new_empty((spans, rows, heads), dtype=torch.float32) for _ in range(2))  # noqa: E741
+    _tuned_forward[(spans, heads, scans)](
+        q, k, v, latent_k, latent_v, acc, m, l, cu_seqlens, scaling * LOG2_E, rows, heads, spans,
+        *(step for t in (q, k, v, latent_k, latent_v) for step in t.stride()[:2]), **_constants(q, scans),
     )  # fmt: skip
-    lse = torch.logsumexp(highest / LOG2_E + total.log(), 0) * LOG2_E
-    shares = torch.exp2(highest - lse)
-    return (parts * shares[..., None]).sum(0).to(query.dtype), lse
+    # Σ over spans of exp2(m) · l is the sum of exponentials of a row; each span's acc is scaled to that common sum.
+    lse = torch.logsumexp(m / LOG2_E + l.log(), 0) * LOG2_E
+    return (acc * torch.exp2(m - lse)[..., None]).sum(0).to(q.dtype), lse
 
 
 @_forward_op.register_fake
-def _(query, key, value, latent_key, latent_value, starts, max_patches, scaling):
-    rows, heads, _ = query.shape
-    return query.new_empty(query.shape), query.new_empty((rows, heads), dtype=torch.float32)
+def _(q: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::perceiver_attention_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("perceiver_attention_backward"), mutates_args=())
 def _backward_op(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    latent_key: torch.Tensor,
-    latent_value: torch.Tensor,
-    output: torch.Tensor,
+    do: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    latent_k: torch.Tensor,
+    latent_v: torch.Tensor,
+    o: torch.Tensor,
     lse: torch.Tensor,
-    starts: torch.Tensor,
-    max_patches: int,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
     scaling: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, heads, width = query.shape
-    inputs = (query, key, value, latent_key, latent_value)
+) -> list[torch.Tensor]:
+    rows, heads, head_dim = q.shape
+    inputs = (q, k, v, latent_k, latent_v)
     if rows == 0:
-        a, b, c, d, e = (torch.zeros_like(t) for t in inputs)
-        return a, b, c, d, e
-    if not runs_triton(query.device):
-        a, b, c, d, e = by_autograd(lambda *tensors: reference(*tensors, starts, scaling), inputs, gradient)
-        return a, b, c, d, e
-    query, key, value, latent_key, latent_value = strided(*inputs)
-    gradient = gradient.contiguous()
-    delta = (gradient.float() * output.float()).sum(-1)
-    scans, spans = len(starts) - 1, _spans(max_patches)
-    parts = query.new_empty((spans, rows, heads, width), dtype=torch.float32)
-    found = [t.new_empty(t.shape) for t in inputs]
-    _tuned_span_backward[(spans, heads, scans)](
-        query, key, value, latent_key, latent_value, gradient, lse, delta, parts, *found[1:], starts,
+        return [torch.zeros_like(t) for t in inputs]
+    q, k, v, latent_k, latent_v, cu_seqlens = with_unit_stride(*inputs, cu_seqlens)
+    do = do.contiguous()
+    delta = (do.float() * o.float()).sum(-1)
+    scans, spans = len(cu_seqlens) - 1, _span_count(max_seqlen)
+    dq = q.new_empty((spans, rows, heads, head_dim), dtype=torch.float32)
+    dk, dv, latent_dk, latent_dv = (t.new_empty(t.shape) for t in (k, v, latent_k, latent_v))
+    _tuned_backward[(spans, heads, scans)](
+        q, k, v, latent_k, latent_v, do, lse, delta, dq, dk, dv, latent_dk, latent_dv, cu_seqlens,
         scaling, rows, heads, spans,
-        *(step for t in (query, key, value, latent_key, latent_value) for step in t.stride()[:2]), **_sizes(query, scans),
+        *(step for t in (q, k, v, latent_k, latent_v) for step in t.stride()[:2]), **_constants(q, scans),
     )  # fmt: skip
-    return parts.sum(0).to(query.dtype), found[1], found[2], found[3], found[4]
+    return [dq.sum(0).to(q.dtype), dk, dv, latent_dk, latent_dv]
 
 
 @_backward_op.register_fake
-def _(gradient, query, key, value, latent_key, latent_value, output, lse, starts, max_patches, scaling):
-    return tuple(t.new_empty(t.shape) for t in (query, key, value, latent_key, latent_value))
+def _(_do: torch.Tensor, *tensors: Any) -> list[torch.Tensor]:
+    return [t.new_empty(t.shape) for t in tensors[:5]]
 
 
-def _keep(ctx, inputs, output) -> None:
-    *tensors, starts, ctx.max_patches, ctx.scaling = inputs
-    ctx.save_for_backward(*tensors, *output, starts)
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    *tensors, cu_seqlens, ctx.max_seqlen, ctx.scaling = inputs
+    ctx.save_for_backward(*tensors, *output, cu_seqlens)
 
 
-def _backward(ctx, gradient, _):
-    return (*_backward_op(gradient, *ctx.saved_tensors, ctx.max_patches, ctx.scaling), None, None, None)
+def _backward(ctx: Any, do: torch.Tensor, _dlse: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return (*_backward_op(do, *ctx.saved_tensors, ctx.max_seqlen, ctx.scaling), None, None, None)
 
 
-_forward_op.register_autograd(_backward, setup_context=_keep)
+_forward_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,150 +1,171 @@
-"""Σ weight · cross-entropy / Σ weight of next words, fused with the decoder's head.
+"""Σ weight · cross-entropy / Σ weight, fused with the language model's head.
 
-Rows of weight 0 (most of a prompt) are left out before anything is computed. The others go through the head in chunks: the
-logits of a chunk become their own gradient in place, and the gradients of hidden states and head are collected on the way,
-so a matrix (tokens, vocabulary) never exists. Like Cut Cross-Entropy and Liger's fused loss; float32 inside.
+The (tokens, vocabulary) matrix of logits never exists. Rows without weight (most of a prompt) are dropped first; the others
+go through the head in chunks, and the logits of a chunk are overwritten by their gradient, from which the gradients of
+hidden states and head are taken at once, so the backward pass only scales them. The idea is that of Liger's fused linear
+cross-entropy (arXiv 2410.10989, section 3.2) and of Cut Cross-Entropy (arXiv 2411.09009). Float32 inside.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ._ops import NAMESPACE
-from .common import kernel, runs_triton, tl, triton
+from ._ops import add_op_namespace_prefix
+from .common import jit, tl, triton, use_kernel
 
-# Logits that exist at a time: 1,024 rows of 32,000 words are 64 MB in 16 bits.
+# Logits of a chunk: 2²⁵, which are 64 MB in 16 bits, or 1,048 rows of a vocabulary of 32,000.
 CHUNK_LOGITS = 32 << 20
-WORDS = 4096
+BLOCK_V = 4096
 
 
-@kernel
-def _loss_and_gradient(
-    logits_ptr,  # (rows, vocabulary): become the gradient of the loss
-    label_ptr,  # (rows,) int64
-    weight_ptr,  # (rows,) float32: of a row's loss, divided by the sum of all
-    loss_ptr,  # (rows,) float32: weighted
-    silent_ptr,  # (silent words,) int64: never said
-    vocabulary, silent,
-    WORDS: tl.constexpr,
+@jit
+def _loss_and_gradient_kernel(  # type: ignore[no-untyped-def]
+    logits_ptr,  # (rows, vocab_size), contiguous; overwritten by the gradient of the loss
+    labels_ptr,  # (rows,) int64
+    weights_ptr,  # (rows,) float32: weight of a row, divided by the sum of all weights
+    loss_ptr,  # (rows,) float32, written: weighted loss of a row
+    masked_token_ids_ptr,  # (masked,) int64: tokens without a part in the softmax
+    vocab_size,
+    masked,  # number of masked tokens
+    BLOCK_V: tl.constexpr,  # logits that are read at a time
 ):  # fmt: skip
     row = tl.program_id(0)
-    label, weight = tl.load(label_ptr + row), tl.load(weight_ptr + row)
-    place = logits_ptr + row.to(tl.int64) * vocabulary
-    highest, total = -float("inf"), 0.0
-    for start in range(0, vocabulary, WORDS):
-        word = start + tl.arange(0, WORDS)
-        logits = tl.load(place + word, mask=word < vocabulary, other=-float("inf")).to(tl.float32)
-        for number in range(0, silent):
-            logits = tl.where(word == tl.load(silent_ptr + number), -float("inf"), logits)
-        higher = tl.maximum(highest, tl.max(logits, 0))
-        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(logits - higher), 0)
-        highest = higher
-    lse = highest + tl.log(total)
-    said = tl.load(place + label).to(tl.float32)
-    tl.store(loss_ptr + row, (lse - said) * weight)
-    for start in range(0, vocabulary, WORDS):
-        word = start + tl.arange(0, WORDS)
-        logits = tl.load(place + word, mask=word < vocabulary, other=-float("inf")).to(tl.float32)
-        for number in range(0, silent):
-            logits = tl.where(word == tl.load(silent_ptr + number), -float("inf"), logits)
-        gradient = (tl.exp(logits - lse) - tl.where(word == label, 1.0, 0.0)) * weight
-        tl.store(place + word, gradient.to(logits_ptr.dtype.element_ty), mask=word < vocabulary)
+    label, weight = tl.load(labels_ptr + row), tl.load(weights_ptr + row)
+    row_ptr = logits_ptr + row.to(tl.int64) * vocab_size
+    # First pass: log-sum-exp of the row, with a running maximum m and sum l.
+    m, l = -float("inf"), 0.0  # noqa: E741
+    for start in range(0, vocab_size, BLOCK_V):
+        offs_v = start + tl.arange(0, BLOCK_V)
+        logits = tl.load(row_ptr + offs_v, mask=offs_v < vocab_size, other=-float("inf")).to(tl.float32)
+        for i in range(0, masked):
+            logits = tl.where(offs_v == tl.load(masked_token_ids_ptr + i), -float("inf"), logits)
+        m_new = tl.maximum(m, tl.max(logits, 0))
+        l = l * tl.exp(m - m_new) + tl.sum(tl.exp(logits - m_new), 0)  # noqa: E741
+        m = m_new
+    lse = m + tl.log(l)
+    # Before the second pass, which overwrites the logit of the label.
+    label_logit = tl.load(row_ptr + label).to(tl.float32)
+    tl.store(loss_ptr + row, (lse - label_logit) * weight)
+    # Second pass: the gradient of the logits is (softmax − one-hot) · weight.
+    for start in range(0, vocab_size, BLOCK_V):
+        offs_v = start + tl.arange(0, BLOCK_V)
+        logits = tl.load(row_ptr + offs_v, mask=offs_v < vocab_size, other=-float("inf")).to(tl.float32)
+        for i in range(0, masked):
+            logits = tl.where(offs_v == tl.load(masked_token_ids_ptr + i), -float("inf"), logits)
+        dlogits = (tl.exp(logits - lse) - tl.where(offs_v == label, 1.0, 0.0)) * weight
+        tl.store(row_ptr + offs_v, dlogits.to(logits_ptr.dtype.element_ty), mask=offs_v < vocab_size)
 
 
 def reference(
-    hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, silent: torch.Tensor
+    hidden_states: torch.Tensor,
+    head_weight: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    masked_token_ids: torch.Tensor,
 ) -> torch.Tensor:
-    """The same with all logits written out; shapes as `weighted_cross_entropy`."""
-    logits = F.linear(hidden, head)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).index_fill(1, silent, float("-inf"))
+    """Σ weight · cross-entropy in plain PyTorch with all logits written out; `weights` are divided by their sum already."""
+    logits = F.linear(hidden_states, head_weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).index_fill(1, masked_token_ids, float("-inf"))
     nll = F.cross_entropy(logits, labels.masked_fill(weights == 0, -100), reduction="none", ignore_index=-100)
     return (nll * weights).sum()
 
 
 def weighted_cross_entropy(
-    hidden: torch.Tensor,
-    head: torch.Tensor,
+    hidden_states: torch.Tensor,
+    head_weight: torch.Tensor,
     labels: torch.Tensor,
-    weights: torch.Tensor,
-    silent: torch.Tensor | None = None,
-    total: torch.Tensor | float | None = None,
+    loss_weights: torch.Tensor,
+    masked_token_ids: torch.Tensor | None = None,
+    total_weight: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """Σ w · −log p(label) / Σ w.
+    """Σ weight · −log p(label) / Σ weight.
 
     Args:
-        hidden: (tokens, width): what the head turns into logits; already moved against the labels.
-        head: (vocabulary, width), in the dtype of `hidden`.
-        labels: (tokens,) int64; −100 costs nothing, and its weight still counts in the sum that divides.
-        weights: (tokens,): the weight of each label.
-        silent: (words,) int64: words that are never said and have no part in the softmax.
-        total: what to divide by in place of Σ w.
+        hidden_states: (tokens, hidden_size): input of the head, already shifted against the labels.
+        head_weight: (vocab_size, hidden_size), in the dtype of `hidden_states`.
+        labels: (tokens,) int64; −100 adds nothing to the loss, but its weight counts in Σ weight.
+        loss_weights: (tokens,): weight of each label.
+        masked_token_ids: (n,) int64: tokens that are left out of the softmax.
+        total_weight: the divisor, Σ weight by default; with gradient accumulation, the sum over all micro-batches.
 
     Returns:
-        A float32 number, differentiable in `hidden` and `head`.
+        A float32 scalar, differentiable in `hidden_states` and `head_weight`.
 
     Raises:
-        ValueError: an argument whose shape or dtype does not fit, by name.
+        ValueError: an argument whose shape or dtype does not fit; the message begins with its name.
+
+    Example, the second token weighs three times as much as the first:
+        >>> hidden_states, head_weight = torch.zeros(2, 8), torch.ones(10, 8)
+        >>> weighted_cross_entropy(hidden_states, head_weight, torch.tensor([4, 7]), torch.tensor([1.0, 3.0]))
+        tensor(2.3026)
     """
-    if hidden.ndim != 2:
-        raise ValueError(f"hidden: shape {tuple(hidden.shape)} is not (tokens, width).")
-    if head.ndim != 2 or head.shape[1] != hidden.shape[1] or head.dtype != hidden.dtype:
-        raise ValueError(f"head: {tuple(head.shape)} {head.dtype} is not (vocabulary, {hidden.shape[1]}) {hidden.dtype}.")
-    if labels.shape != hidden.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels: {tuple(labels.shape)} {labels.dtype} is not ({len(hidden)},) int64.")
-    if weights.shape != hidden.shape[:1]:
-        raise ValueError(f"weights: shape {tuple(weights.shape)} is not ({len(hidden)},).")
-    if silent is None:
-        silent = labels.new_empty(0)
-    weights = weights.float()
-    divisor = weights.sum() if total is None else total
-    kept = (weights != 0) & (labels != -100)
-    rows = kept.nonzero().squeeze(1)
-    return _forward_op(hidden[rows], head, labels[rows], weights[rows] / divisor, silent)[0]
+    if hidden_states.ndim != 2:
+        raise ValueError(f"hidden_states: shape {tuple(hidden_states.shape)} is not (tokens, hidden_size).")
+    tokens, hidden_size = hidden_states.shape
+    if head_weight.ndim != 2 or head_weight.shape[1] != hidden_size or head_weight.dtype != hidden_states.dtype:
+        raise ValueError(
+            f"head_weight: {tuple(head_weight.shape)} {head_weight.dtype} "
+            f"is not (vocab_size, {hidden_size}) {hidden_states.dtype}."
+        )
+    if labels.shape != (tokens,) or labels.dtype != torch.int64:
+        raise ValueError(f"labels: {tuple(labels.shape)} {labels.dtype} is not ({tokens},) torch.int64.")
+    if loss_weights.shape != (tokens,):
+        raise ValueError(f"loss_weights: shape {tuple(loss_weights.shape)} is not ({tokens},).")
+    if masked_token_ids is None:
+        masked_token_ids = labels.new_empty(0)
+    loss_weights = loss_weights.float()
+    divisor = loss_weights.sum() if total_weight is None else total_weight
+    rows = ((loss_weights != 0) & (labels != -100)).nonzero().squeeze(1)
+    arguments = (hidden_states[rows], head_weight, labels[rows], loss_weights[rows] / divisor, masked_token_ids)
+    if not use_kernel(hidden_states.device):
+        return reference(*arguments).float()
+    loss: torch.Tensor = _forward_op(*arguments)[0]
+    return loss
 
 
-@torch.library.custom_op(f"{NAMESPACE}::weighted_cross_entropy_forward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("weighted_cross_entropy_forward"), mutates_args=())
 def _forward_op(
-    hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, silent: torch.Tensor
+    hidden_states: torch.Tensor,
+    head_weight: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    masked_token_ids: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss, and its gradients by hidden states and head, which cost little more here than later."""
-    rows, vocabulary = len(hidden), len(head)
-    loss = hidden.new_zeros((), dtype=torch.float32)
-    hidden_gradient, head_gradient = torch.zeros_like(hidden), torch.zeros_like(head, dtype=torch.float32)
-    if rows and not runs_triton(hidden.device):
-        with torch.enable_grad():
-            leaves = [hidden.detach().requires_grad_(), head.detach().requires_grad_()]
-            loss = reference(*leaves, labels, weights, silent)
-            found = torch.autograd.grad(loss, leaves)
-        return loss.detach().float(), found[0], found[1].contiguous()
-    for start in range(0, rows, max(CHUNK_LOGITS // vocabulary, 1)):
-        chunk = slice(start, start + max(CHUNK_LOGITS // vocabulary, 1))
-        logits = F.linear(hidden[chunk], head).contiguous()
-        losses = hidden.new_empty(len(logits), dtype=torch.float32)
-        _loss_and_gradient[(len(logits),)](
-            logits, labels[chunk].contiguous(), weights[chunk].contiguous(), losses, silent, vocabulary, len(silent),
-            WORDS=min(WORDS, triton.next_power_of_2(vocabulary)),
+    """The loss, and its gradients with respect to hidden states and head, which cost little more here than later."""
+    rows, vocab_size = len(hidden_states), len(head_weight)
+    loss = hidden_states.new_zeros((), dtype=torch.float32)
+    dhidden, dhead = torch.zeros_like(hidden_states), torch.zeros_like(head_weight, dtype=torch.float32)
+    chunk_rows = max(CHUNK_LOGITS // vocab_size, 1)
+    for start in range(0, rows, chunk_rows):
+        chunk = slice(start, start + chunk_rows)
+        logits = F.linear(hidden_states[chunk], head_weight).contiguous()
+        losses = hidden_states.new_empty(len(logits), dtype=torch.float32)
+        _loss_and_gradient_kernel[(len(logits),)](
+            logits, labels[chunk].contiguous(), weights[chunk].contiguous(), losses, masked_token_ids.contiguous(),
+            vocab_size, len(masked_token_ids), BLOCK_V=min(BLOCK_V, triton.next_power_of_2(vocab_size)),
         )  # fmt: skip
         loss += losses.sum()
-        hidden_gradient[chunk] = logits @ head
-        head_gradient += (logits.t() @ hidden[chunk]).float()
-    return loss, hidden_gradient, head_gradient.to(head.dtype)
+        dhidden[chunk] = logits @ head_weight
+        dhead += (logits.t() @ hidden_states[chunk]).float()
+    return loss, dhidden, dhead.to(head_weight.dtype)
 
 
 @_forward_op.register_fake
-def _(hidden, head, labels, weights, silent):
-    return hidden.new_empty((), dtype=torch.float32), torch.empty_like(hidden), torch.empty_like(head)
+def _(
+    hidden_states: torch.Tensor, head_weight: torch.Tensor, *_rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    loss = hidden_states.new_empty((), dtype=torch.float32)
+    return loss, torch.empty_like(hidden_states), torch.empty_like(head_weight)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:])
 
 
-def _backward(ctx, gradient, *_):
-    hidden_gradient, head_gradient = ctx.saved_tensors
-    return (
-        hidden_gradient * gradient.to(hidden_gradient.dtype),
-        head_gradient * gradient.to(head_gradient.dtype),
-        *[None] * 3,
-    )
+def _backward(ctx: Any, dloss: torch.Tensor, *_unused: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    dhidden, dhead = ctx.saved_tensors
+    return dhidden * dloss.to(dhidden.dtype), dhead * dloss.to(dhead.dtype), None, None, None
 
 
-_forward_op.register_autograd(_backward, setup_context=_keep)
+_forward_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,0 +1,157 @@
+"""transformers' Trainer with the paper's weighted loss over accumulated batches, the batch plan, and checks of each step."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import seed_worker
+
+from .batches import BatchPlan, PlanSampler
+from .parts import freeze_decoder, keep_frozen_parts_in_eval
+
+
+class TrainingError(RuntimeError):
+    """A step that may not be taken: one line that names the records and what to change."""
+
+
+class RadFMTrainer(Trainer):
+    """Trainer for batches of `Collator`.
+
+    What it overrides, and why:
+        _get_num_items_in_batch: the divisor is the sum of `loss_weights` over all micro-batches and ranks, not a count.
+        compute_loss: hands the divisor to the model as `loss_weight_sum`; keeps frozen parts in eval mode.
+        get_train_dataloader: batches come from the plan, which accelerate must not deal out again.
+        training_step: stops before an update from a loss that is not finite, or when memory is short, and names the records.
+        log: adds scans and tokens per second, and the share of time spent waiting for data.
+    """
+
+    def __init__(self, *args: Any, plan: BatchPlan, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.plan = plan
+        self._throughput = Throughput()
+
+    def get_train_dataloader(self) -> DataLoader:
+        ranks, rank = self.args.world_size, self.args.process_index
+        # The epoch is taken from the state: `set_epoch` does not reach the sampler after a resume.
+        sampler = PlanSampler(self.plan, rank, ranks, lambda: math.floor((self.state.epoch or 0) + 1e-6))
+        workers = self.args.dataloader_num_workers
+        loader: Any = DataLoader(
+            cast("Dataset[Any]", self.train_dataset),
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=lambda worker: seed_worker(worker, num_workers=workers, rank=rank),
+        )
+        loader = self.accelerator.prepare(loader)
+        shard = loader.batch_sampler
+        if shard is not sampler:  # accelerate's BatchSamplerShard, which would deal a rank's batches out a second time
+            shard.num_processes, shard.process_index = 1, 0
+        return loader
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        with self._throughput.waiting():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        if not batch_samples or "loss_weights" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        total = sum(batch["loss_weights"][:, 1:].sum() for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if model.training:
+            keep_frozen_parts_in_eval(model)
+        if "loss_weights" in inputs and num_items_in_batch is not None:
+            inputs = {**inputs, "loss_weight_sum": num_items_in_batch}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        record_ids = inputs.pop("record_ids")
+        self._throughput.count(len(inputs["pixel_values"]), int(inputs["attention_mask"].sum()))
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"Out of memory on records {_names(record_ids)}: lower batches.max_patches or batches.max_tokens."
+            ) from error
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"The loss of step {self.state.global_step + 1} is {float(loss)} on records {_names(record_ids)}: lower "
+                "training.learning_rate, or leave these records out. No update was made with it."
+            )
+        return loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs.pop("record_ids", None)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._throughput.rates())
+        super().log(logs, start_time)
+
+
+def _names(record_ids: list[str]) -> str:
+    shown = ", ".join(record_ids[:5])
+    return shown if len(record_ids) <= 5 else f"{shown} and {len(record_ids) - 5} more"
+
+
+class Throughput:
+    """Scans and tokens per second, and the share of the time in which the model waited for data, since the last log."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._waited, self._scans, self._tokens = time.perf_counter(), 0.0, 0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time inside this context counts as waiting."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def count(self, scans: int, tokens: int) -> None:
+        """Add a micro-batch."""
+        self._scans, self._tokens = self._scans + scans, self._tokens + tokens
+
+    def rates(self) -> dict[str, float]:
+        """The rates since the last call."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        rates = {
+            "scans_per_second": round(self._scans / seconds, 2),
+            "tokens_per_second": round(self._tokens / seconds, 1),
+            "waiting_for_data": round(self._waited / seconds, 3),
+        }
+        self._reset()
+        return rates
+
+
+class FreezeDecoder(TrainerCallback):
+    """Stage 1 of the paper: the decoder is frozen in the first epochs."""
+
+    def __init__(self, epochs: float):
+        self.epochs = epochs
+        self._frozen: bool | None = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None, **_: Any
+    ) -> None:
+        frozen = (state.epoch or 0) < self.epochs
+        if model is not None and frozen != self._frozen:
+            freeze_decoder(model, frozen)
+            self._frozen = frozen
