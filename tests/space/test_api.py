@@ -58,12 +58,12 @@ def test_a_zip_that_unpacks_to_too_much_is_refused(ask, tmp_path):
         ask([tmp_path / "bomb.zip"], "What is this?")
 
 
-def test_an_mcp_client_asks_about_a_zipped_series(served, packs):
+def test_an_mcp_client_asks_about_a_zipped_series(served, series_zips):
     mcp = pytest.importorskip("mcp", reason="needs the MCP client: pip install 'gradio[mcp]'")
     from mcp.client.streamable_http import streamablehttp_client
 
     # Gradio fetches no address of this machine itself, which a data: URL is not.
-    series = base64.b64encode((packs / "dicom_series_ct.zip").read_bytes()).decode()
+    series = base64.b64encode((series_zips / "dicom_series_ct.zip").read_bytes()).decode()
     good = {"scan": f"data:application/zip;base64,{series}", "question": "Which imaging modality is this?"}
     bad = {**good, "scan": good["scan"][: good["scan"].index(",") + 1001]}
 
@@ -82,14 +82,14 @@ def test_an_mcp_client_asks_about_a_zipped_series(served, packs):
     assert refused.isError and "the zip archive is damaged" in refused.content[0].text
 
 
-def test_many_at_once_are_all_answered_and_nothing_is_left(ask, packs, tmp_path):
+def test_many_at_once_are_all_answered_and_nothing_is_left(ask, series_zips, tmp_path):
     """Eight visitors at once, one with a broken zip: an answer or a sentence for each; then the disk is empty."""
-    good = (packs / "dicom_series_mr.zip").read_bytes()
+    good = (series_zips / "dicom_series_mr.zip").read_bytes()
     (tmp_path / "broken.zip").write_bytes(good[: len(good) // 2])
 
     def one(number: int) -> str:
         try:
-            file = tmp_path / "broken.zip" if number == 3 else packs / "dicom_series_mr.zip"
+            file = tmp_path / "broken.zip" if number == 3 else series_zips / "dicom_series_mr.zip"
             return ask([file], "Is it 2D or 3D?")["answer"]
         except Exception as error:
             return str(error)
