@@ -91,7 +91,7 @@ def find_model(model: str) -> str:
         if not (PACKAGE / "config.json").exists() or not (PACKAGE / "model.safetensors").exists():
             refuse("This installation of radfm has no demo checkpoint: name a folder or a Hub id with --model.")
         return str(PACKAGE)
-    if Path(model).is_dir() and not (Path(model) / "config.json").exists():
+    if Path(model).is_dir() and not any((Path(model) / name).exists() for name in ("config.json", "adapter_config.json")):
         refuse(f"{model}: holds no model (no config.json); name a folder or a Hub id with --model.")
     if not Path(model).is_dir() and model.count("/") != 1:
         refuse(f"{model}: is neither a folder nor a Hub id (owner/name).")

@@ -9,12 +9,11 @@ from transformers import TrainingArguments
 
 from radfm.configuration_radfm import RadFMConfig
 from radfm.modeling_radfm import RadFMForConditionalGeneration
-from radfm.processing_radfm import RadFMProcessor
 
 from .data import load_rows
 from .parts import part_of
 from .recipe import Recipe
-from .run import make_arguments, make_plan
+from .run import load_base, make_arguments, make_plan, resolve_base
 
 ADAM_STATES = 2  # float32 numbers beside weight and gradient
 MATMUL_SIZE, MATMUL_SECONDS = 1024, 0.5
@@ -28,9 +27,9 @@ def describe_training(recipe: Recipe) -> Iterator[str]:
     Raises:
         RecipeError, DataError: as `train`.
     """
+    recipe = resolve_base(recipe)
     args = make_arguments(recipe)
-    config = RadFMConfig.from_pretrained(recipe.model, revision=recipe.revision or "main")
-    processor = RadFMProcessor.from_pretrained(recipe.model, revision=recipe.revision or "main")
+    config, processor = load_base(recipe)
     rows = load_rows(recipe.data, "train")
     plan = make_plan(recipe, args, rows, processor, config)
     steps_per_epoch = plan.batches_per_rank // args.gradient_accumulation_steps

@@ -98,7 +98,7 @@ class Mixture(Block):
 class Recipe(Block):
     """All that decides a training, but for the data themselves."""
 
-    model: str = Field("radfm", description="folder or Hub id of the model to start from")
+    model: str = Field("", description="folder or Hub id of the model to start from; the demo checkpoint where it is empty")
     revision: str | None = Field(None, description="commit or tag of the model on the Hub")
     data: str = Field("", description="a data set built by `radfm data build`, its Hub id, or a CSV or JSONL")
     hub_id: str | None = Field(None, description="owner/name to push the result to")

@@ -27,6 +27,37 @@ from .trainer import FreezeDecoder, RadFMTrainer
 FIXED = {"remove_unused_columns": False, "logging_nan_inf_filter": False, "label_names": ["labels"]}
 DEFAULTS = {"dataloader_pin_memory": torch.cuda.is_available()}
 RECIPE_FILE = "recipe.yaml"
+PACKAGE = Path(__file__).parents[1]  # with the demo checkpoint
+
+
+def resolve_base(recipe: Recipe) -> Recipe:
+    """The recipe with an absolute path, or a Hub id, of the model to start from; the demo checkpoint where it names none.
+
+    Raises:
+        RecipeError: a folder without a model, or a name that is neither a folder nor a Hub id.
+    """
+    folder = Path(recipe.model) if recipe.model else PACKAGE
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise RecipeError(f"model={recipe.model or folder}: holds no model (no config.json); name a folder or a Hub id.")
+        return recipe.model_copy(update={"model": str(folder.resolve())})
+    if recipe.model.count("/") != 1:
+        raise RecipeError(f"model={recipe.model}: is neither a folder nor a Hub id (owner/name).")
+    return recipe
+
+
+def load_base(recipe: Recipe) -> tuple[RadFMConfig, RadFMProcessor]:
+    """Config and processor of the model to start from.
+
+    Raises:
+        RecipeError: the Hub has no such model, or cannot be reached.
+    """
+    revision = recipe.revision or "main"
+    try:
+        config = RadFMConfig.from_pretrained(recipe.model, revision=revision)
+        return config, RadFMProcessor.from_pretrained(recipe.model, revision=revision)
+    except OSError as error:
+        raise RecipeError(f"model={recipe.model}: cannot be loaded ({str(error).splitlines()[0]})") from error
 
 
 def make_arguments(recipe: Recipe) -> TrainingArguments:
@@ -85,11 +116,11 @@ def train(recipe: Recipe) -> Path:
         DataError: no such data.
         TrainingError: a step that could not be taken, with the ids of the records.
     """
+    recipe = resolve_base(recipe)
     args = make_arguments(recipe)
     out = Path(str(args.output_dir))
     _keep_recipe(recipe, out)
-    processor = RadFMProcessor.from_pretrained(recipe.model, revision=recipe.revision or "main")
-    config = RadFMConfig.from_pretrained(recipe.model, revision=recipe.revision or "main")
+    config, processor = load_base(recipe)
     rows = load_rows(recipe.data, "train")
     plan = make_plan(recipe, args, rows, processor, config)
     evaluation = None

@@ -5,18 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 from training_recipes import FULL, recipe_for, weights_of
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from radfm.cli.chat import load_model
+from radfm.cli.common import find_model
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 from radfm.training.collator import Collator
 from radfm.training.data import load_rows
 from radfm.training.examples import ExampleDataset
 from radfm.training.parts import part_of, set_trainable_parts
-from radfm.training.recipe import Loss, RecipeError
-from radfm.training.run import make_arguments, make_plan, train
+from radfm.training.recipe import Loss, RecipeError, load_recipe
+from radfm.training.run import make_arguments, make_plan, resolve_base, train
 from radfm.training.trainer import RadFMTrainer, TrainingError
 
 
@@ -112,6 +115,8 @@ def test_an_adapter_loads_through_the_auto_classes(base, data, tmp_path):
     out = train(recipe_for(base, data, tmp_path / "out", "training.max_steps=2"))
     model = AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True)
     assert sum("lora_" in name for name, _ in model.named_parameters()) > 0
+    chat_model = load_model(find_model(str(out)), "cpu", None)  # as `radfm ask --model` does
+    assert sum("lora_" in name for name, _ in chat_model.named_parameters()) > 0
     processor = AutoProcessor.from_pretrained(out, trust_remote_code=True)
     assert "pixel_values" in processor(images=np.zeros((32, 32)), text="<image>What?", return_tensors="pt")
     assert json.loads((out / "adapter_config.json").read_text())["auto_mapping"] is None
@@ -147,6 +152,14 @@ def test_a_folder_of_another_training_is_refused(base, data, tmp_path):
     train(recipe_for(base, data, tmp_path, "training.max_steps=1"))
     with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         train(recipe_for(base, data, tmp_path, "training.max_steps=2"))
+
+
+def test_a_recipe_without_a_model_starts_from_the_demo_checkpoint(tmp_path):
+    assert resolve_base(load_recipe("finetune-lora")).model == str(ROOT.resolve())
+    with pytest.raises(RecipeError, match="model=nowhere: is neither a folder nor a Hub id"):
+        resolve_base(load_recipe("finetune-lora", ["model=nowhere"]))
+    with pytest.raises(RecipeError, match=r"holds no model \(no config\.json\)"):
+        resolve_base(load_recipe("finetune-lora", [f"model={tmp_path}"]))
 
 
 def test_a_batch_without_scans_gets_a_black_scan_without_a_loss(base):
