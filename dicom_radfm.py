@@ -171,8 +171,8 @@ def load_dicom(instances: Sequence[Instance], context: ReadContext) -> Scan:
         if others and context.options.series is None:
             names = "; ".join(f"{other.label} ({other.images} images)" for other in others[:OTHERS_NAMED])
             more = f" and {len(others) - OTHERS_NAMED} more" if len(others) > OTHERS_NAMED else ""
-            what = "largest" if series is found[0] else "next"
-            context.warnings.append(f"The {what} of {len(found)} series was read; the others: {names}{more}.")
+            read = f"Series {series.label} ({series.images} images) was read, one of {len(found)}"
+            context.warnings.append(f"{read}; the others: {names}{more}.")
         return scan
     assert failed is not None
     raise failed

@@ -116,8 +116,8 @@ def load_scan(
         source: a file (DICOM, NIfTI, Analyze, MGH, MINC, MetaImage, NRRD, picture, `.npy`, `.npz`), a folder, zip, tar or
             DICOMDIR with one of these or with DICOM series, a list of files, bytes, an array or tensor ((H, W), (H, W, D),
             RGB as uint8 (H, W, 3), or (C, H, W, D)), a PIL image, a nibabel image, a pydicom dataset, or a `Scan`.
-        series: which DICOM series of several: its UID, number, or description. The largest where none is named, with a
-            warning that lists the others.
+        series: which DICOM series of several: its UID, number, or description. Where none is named: a volume before single
+            images, the one with most images first, with a warning that lists the others.
         volume: which of several that one source holds, as `list_volumes` lists them: its index from 0, or for DICOM what
             tells it from the others, such as {"EchoTime": 4.6}. The first where none is named, with a warning.
         allow_missing: a DICOM series that lacks slices is read, the places filled by interpolation between their neighbours
@@ -157,7 +157,7 @@ def load_scan(
 
 
 def list_series(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> list[str]:
-    """The DICOM series of a folder, archive or file, largest first: UID, number, description and number of files of each.
+    """The DICOM series of a source, in the order of `load_scan`: UID, number, description and number of files of each.
 
     Raises:
         ScanError: there is no DICOM image.
