@@ -41,7 +41,8 @@ demo: setup
 	@scripts/demo.sh
 
 test: lint
-	$(BIN)/python $(PYTEST) $(PARALLEL)
+	$(BIN)/python $(PYTEST) $(PARALLEL) -m "not browser"
+	$(BIN)/python $(PYTEST) -m browser
 	$(BIN)/python $(PYTEST) $(PARALLEL) kernels/tests
 
 test-fast: setup

@@ -206,14 +206,14 @@ class Session:
         """What can be downloaded, written anew: the conversation, and the overlay of the current scan."""
         files = []
         if self.turns:
-            markdown, as_json = self._save(model_id)
+            markdown, as_json = self._write_conversation(model_id)
             files = [("conversation (Markdown)", markdown), ("conversation (JSON)", as_json)]
         if not self.scans:
             return files
         overlay = self.scans[self.current - 1].folder / "overlay.nii.gz"
         return [*files, ("overlay (NIfTI)", overlay)] if overlay.exists() else files
 
-    def _save(self, model_id: str) -> tuple[Path, Path]:
+    def _write_conversation(self, model_id: str) -> tuple[Path, Path]:
         lines = [
             f"# A conversation with {Path(model_id).name}",
             "",

@@ -14,6 +14,7 @@ window.radfmPanel = (element, trigger) => {
 // Gradio names the drop zone for screen readers with other words than it shows, so that speaking the shown ones hits nothing.
 window.radfmNameDropZone = () => {
   const drop = document.querySelector("#drop");
+  if (!drop) return requestAnimationFrame(window.radfmNameDropZone); // Gradio puts it on the page later
   const name = () => {
     for (const zone of drop.querySelectorAll(".upload-container")) {
       const shown = zone.innerText.replace(/\s+/g, " ").trim();

@@ -159,10 +159,10 @@ def test_keys_and_mouse(visit, series_zips):
     page.wait_for_selector("dialog[open]", state="hidden")
 
 
-def test_another_series_of_a_zip_is_chosen(visit, series_zips, tmp_path):
+def test_another_series_of_a_zip_is_chosen(visit, packs, tmp_path):
     with zipfile.ZipFile(tmp_path / "both.zip", "w") as both:
         for name in ("dicom_series_ct.zip", "dicom_series_mr.zip"):
-            with zipfile.ZipFile(series_zips / name) as pack:
+            with zipfile.ZipFile(packs / name) as pack:
                 for member in pack.namelist():
                     both.writestr(f"{name}/{member}", pack.read(member))
     visitor = visit()
