@@ -266,9 +266,9 @@ def test_an_answer_streams_and_can_be_stopped(talkative, chromium):
     visitor.close()
 
 
-def test_a_point_has_the_coordinates_that_nibabel_gives(visit, series_zips, tmp_path):
+def test_a_point_has_the_coordinates_that_nibabel_gives(visit, packs, tmp_path):
     """An oblique volume: click, and read position and grey value; nibabel finds the same value there."""
-    scan = load_scan(series_zips / "dicom_series_mr.zip")
+    scan = load_scan(packs / "dicom_series_mr.zip")
     image = nibabel.Nifti1Image(scan.voxels[0], scan.affine)
     nibabel.save(image, tmp_path / "oblique.nii.gz")
     visitor = visit()
