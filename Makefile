@@ -10,12 +10,13 @@ PARALLEL := -n auto --dist loadgroup
 # One thread a process, so that the processes do not wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-fast test-transformers test-oldest lint docs docs-serve coverage mutants fuzz demo-checkpoint \
+.PHONY: help setup demo test test-browser test-fast test-transformers test-oldest lint docs docs-serve coverage mutants fuzz demo-checkpoint \
 	kernels-build clean
 
 help:
 	@echo "make demo              ask the demo checkpoint about real CT and MR scans"
-	@echo "make test              lint, types, import directions and all tests"
+	@echo "make test              lint, types, import directions and all tests but those in a browser"
+	@echo "make test-browser      the Space in Chromium, one visit after the other"
 	@echo "make test-fast         the tests that take seconds: no browser, no server, no training"
 	@echo "make test-transformers transformers' own test suites on RadFM's classes"
 	@echo "make test-oldest       the tests on transformers $(OLDEST_TRANSFORMERS), the oldest that is admitted"
@@ -42,8 +43,10 @@ demo: setup
 
 test: lint
 	$(BIN)/python $(PYTEST) $(PARALLEL) -m "not browser"
-	$(BIN)/python $(PYTEST) -m browser
 	$(BIN)/python $(PYTEST) $(PARALLEL) kernels/tests
+
+test-browser: setup
+	$(BIN)/python $(PYTEST) -m browser
 
 test-fast: setup
 	$(BIN)/python $(PYTEST) $(PARALLEL) -m "not slow and not browser"
