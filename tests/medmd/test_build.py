@@ -16,6 +16,9 @@ from radfm.medmd.schema import DataError
 from radfm.medmd.shards import file_sha256, read_records, shard_files
 from radfm.medmd.task import STATE
 
+pytestmark = pytest.mark.slow  # builds data sets, again and again
+
+
 SOURCES = ("nih", "slake", "vqa-rad", "ct-rate", "mednist")
 
 

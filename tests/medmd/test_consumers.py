@@ -10,6 +10,9 @@ from test_build import own_scans
 from radfm.medmd.build import build
 from radfm.medmd.shards import ShardWriter, read_records, shard_files
 
+pytestmark = pytest.mark.slow  # streams data sets at every cut
+
+
 datasets = pytest.importorskip("datasets")
 
 

@@ -18,6 +18,8 @@ from radfm.medmd.filter import FilterOptions, filter_dataset
 from radfm.medmd.schema import DataError, Record, Stored
 from radfm.medmd.shards import ShardWriter, read_records, shard_files
 
+pytestmark = pytest.mark.slow  # builds and filters data sets
+
 
 def smooth(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
     return Image.fromarray(pixels(seed, (10, 12))).resize(size, Image.Resampling.BICUBIC)

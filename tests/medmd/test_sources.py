@@ -14,6 +14,9 @@ from radfm.medmd.questions import ask
 from radfm.medmd.schema import DataError
 from radfm.medmd.sources import all_sources, find_source
 
+pytestmark = pytest.mark.slow  # reads a fixture of each portal
+
+
 OF_PACKS = ("brain-tumor", "ct-planes", "mr-volumes", "ct-volumes", "dicom-series-ct", "dicom-series-mr")
 
 

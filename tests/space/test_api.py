@@ -17,6 +17,8 @@ from helpers import ROOT
 import app
 from remote_code import AnswerError, Repository
 
+pytestmark = pytest.mark.slow  # serves the Space
+
 
 def test_an_answer_is_json(ask, dicom_files, nifti_files):
     answer = ask([dicom_files / "693_J2KI.dcm"], "Which imaging modality is this?")

@@ -22,6 +22,8 @@ from radfm.training.recipe import Loss, RecipeError, load_recipe
 from radfm.training.run import make_arguments, make_plan, resolve_base, train
 from radfm.training.trainer import RadFMTrainer, TrainingError
 
+pytestmark = pytest.mark.slow  # trains small models
+
 
 def test_the_loss_falls_and_the_model_answers_about_what_it_was_trained_on(base, data, tmp_path):
     name, parts = FULL
