@@ -160,7 +160,7 @@ def test_what_the_tests_import_is_declared():
 
 
 def test_every_package_of_the_repository_is_in_the_wheel():
-    ignored = {".venv", "venvs", "build", "tests", "docs", "benchmarks"}
+    ignored = {".venv", ".cache", "venvs", "build", "tests", "docs", "benchmarks"}
     folders = {init.parent.relative_to(ROOT) for init in ROOT.rglob("__init__.py")}
     found = {folder for folder in folders if not ignored & set(folder.parts)} - {Path("kernels/torch-ext/radfm_kernels")}
     assert {".".join(["radfm", *folder.parts]) for folder in found} == set(PACKAGES) - {"radfm_kernels"}
