@@ -59,13 +59,11 @@ def list_contents(path: str) -> Iterator[str]:
     """Lines that name the series and the volumes of a source, where it has several."""
     from radfm import load_scan_radfm
 
-    listings: list[tuple[str, str, Callable[[str], list[str]] | None]] = [
+    listings: list[tuple[str, str, Callable[[str], list[str]]]] = [
         ("series", "--series", load_scan_radfm.list_series),
-        ("volumes", "--volume", getattr(load_scan_radfm, "list_volumes", None)),
+        ("volumes", "--volume", load_scan_radfm.list_volumes),
     ]
     for kind, option, list_them in listings:
-        if list_them is None:
-            continue
         try:
             names = list_them(path)
         except load_scan_radfm.ScanError:

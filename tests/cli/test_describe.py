@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from radfm import load_scan_radfm
 from radfm.cli.describe import describe, draw
 from radfm.cli.inspect import list_contents
 from radfm.cli.main import app
@@ -67,7 +66,6 @@ def test_several_series_of_a_source_are_listed(dicom_files, tmp_path):
     assert not list(list_contents(str(dicom_files / "CT_small.dcm"))), "one series and one volume need no list"
 
 
-@pytest.mark.skipif(not hasattr(load_scan_radfm, "list_volumes"), reason="needs list_volumes")
 def test_several_volumes_of_a_source_are_listed(nifti_files):
     heading, *lines = list_contents(str(nifti_files / "example4d.nii.gz"))
     assert "volumes   2 in all; --volume chooses one" in heading and len(lines) == 2
