@@ -41,6 +41,7 @@ ENCAPSULATED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5", "1.2.840.10008.1.
 READY = b"decoder\n"
 # CharLS decodes JPEG-LS four times as fast as libjpeg, which pydicom prefers.
 JPEG_LS, CHARLS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "pyjpegls"
+END_OF_IMAGE = b"\xff\xd9"
 # Messages with these are about this program's arrays and not about the file.
 PYTHON_WORDS = ("reshape", "buffer", "object", "dtype", "broadcast", "argument", "index ", "plugins", "Error")
 
@@ -108,8 +109,9 @@ def _decode(data: bytes, layout: PixelFormat) -> np.ndarray:
     options.update(number_of_frames=1, transfer_syntax_uid=uid)
     source = encapsulate([data]) if layout.is_encapsulated else data
     decoder = get_decoder(uid)
-    if layout.transfer_syntax in JPEG_LS and CHARLS in decoder.available_plugins:
-        # What CharLS refuses, such as a wrong length, another codec may still decode.
+    # CharLS (2.4) reads on behind a frame that is cut off, for seconds. What it refuses, another codec may still decode.
+    is_whole = data.rstrip(b"\0").endswith(END_OF_IMAGE)
+    if layout.transfer_syntax in JPEG_LS and is_whole and CHARLS in decoder.available_plugins:
         with suppress(RuntimeError, ValueError):
             return np.asarray(decoder.as_array(source, index=0, decoding_plugin=CHARLS, **options)[0])
     return np.asarray(decoder.as_array(source, index=0, **options)[0])

@@ -215,3 +215,12 @@ def test_jpeg_ls_that_charls_refuses_is_decoded_by_the_other_codec(monkeypatch):
     monkeypatch.setitem(decoder._available, "pyjpegls", refuse)
     np.testing.assert_array_equal(load_scan(content).voxels, wanted)
     assert tried
+
+
+def test_jpeg_ls_that_is_cut_off_is_not_given_to_charls(monkeypatch):
+    dataset = encode_jpeg_ls(image(pixels(0) + 1000, CT))
+    (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame.rstrip(b"\0")[:-2]])
+    decoder = dicom_decode_radfm.get_decoder(JPEGLSLossless)
+    monkeypatch.setitem(decoder._available, "pyjpegls", lambda *_: pytest.fail("CharLS was called"))
+    assert load_scan(to_bytes(dataset)).voxels.shape[1:3] == pixels(0).shape
