@@ -1,0 +1,80 @@
+"""Whatever way a RadFM was made, what is pushed loads by its id in a process that has never seen this package."""
+
+import json
+
+import pytest
+from helpers import ROOT
+
+pytestmark = pytest.mark.slow  # pushes models in one process, and loads each in a process of its own: minutes
+
+# Asks about a CT with the Auto classes alone.
+ASK = """
+import json, sys
+from transformers import AutoModel, AutoProcessor
+
+repo_id, revision = {repo_id!r}, {revision!r}
+model = AutoModel.from_pretrained(repo_id, revision=revision, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
+content = [{{"type": "image", "image": "scan.png"}}, {{"type": "text", "text": "Which imaging modality is this?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+output_ids = model.generate(**inputs, max_new_tokens=8)
+answer = processor.post_process_image_text_to_text(output_ids[:, inputs["input_ids"].shape[1] :])[0]
+adapters = sum("lora_" in name for name, _ in model.named_parameters())
+bits = sum(type(module).__name__ == "Linear4bit" for module in model.modules())
+print(json.dumps({{"answer": answer, "class": type(model).__name__, "adapters": adapters, "four_bit_layers": bits}}))
+"""
+
+
+def ask(repo_id, revision=None):
+    return ASK.format(repo_id=repo_id, revision=revision)
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, run_as_owner, published, tmp_path_factory):
+    """Name of each way → None, or the error with which the push ended."""
+    output = run_as_owner(hub, "push_every_way.py", tmp_path_factory.mktemp("ways"), published)
+    return json.loads(output.splitlines()[-1])
+
+
+def refuse_failed(pushed, way):
+    assert pushed[way] is None, pushed[way]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "clone", "auto_loaded", "hub_loaded", "installed_classes", "saved_folder", "trainer_full", "trainer_lora",
+        "trainer_lora_installed", "adapter_folder", "merged_lora", "merged_folder", "quantised",
+    ],
+)  # fmt: skip
+def test_a_demo_checkpoint_pushed_in_any_way_answers(way, pushed, run_as_stranger):
+    refuse_failed(pushed, way)
+    said = json.loads(run_as_stranger(ask(f"me/{way.replace('_', '-')}")).splitlines()[-1])
+    assert (said["class"], said["answer"]) == ("RadFMForConditionalGeneration", "CT")
+    assert (said["adapters"] > 0) == (way in ("trainer_lora", "trainer_lora_installed", "adapter_folder"))
+    assert (said["four_bit_layers"] > 0) == (way == "quantised")
+
+
+def test_a_model_with_another_decoder_answers(pushed, run_as_stranger):
+    refuse_failed(pushed, "other_decoder")
+    assert json.loads(run_as_stranger(ask("me/other-decoder")).splitlines()[-1])["answer"]
+
+
+@pytest.mark.parametrize("way", ["converted", "vision_part"])
+def test_the_vision_tower_encodes_where_there_is_no_tokenizer(way, pushed, hub, run_as_stranger):
+    refuse_failed(pushed, way)
+    card = hub.repository("models", f"me/{way.replace('_', '-')}").files()["README.md"].decode()
+    assert run_as_stranger(python_block(card)).startswith("torch.Size([")
+
+
+def python_block(card):
+    return card.split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("way", ["saved_folder", "adapter_folder"])
+def test_the_example_of_the_card_runs(way, pushed, hub, run_as_stranger):
+    refuse_failed(pushed, way)
+    card = hub.repository("models", f"me/{way.replace('_', '-')}").files()["README.md"].decode()
+    assert run_as_stranger(python_block(card)) == "CT"
