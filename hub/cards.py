@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .errors import PushError
+from .files import is_hub_id
 from .upload import Content
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -29,7 +30,6 @@ GENERATED = (
     "[More Information Needed]",
 )
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-CURVE_ROWS = 20
 
 
 def render(template: str, **facts: Any) -> str:
@@ -88,6 +88,8 @@ def model_card(folder: Path, repo_id: str, changed: Mapping[str, bytes] | None =
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     config, adapter = read("config.json") or {}, read("adapter_config.json")
+    if adapter and not is_hub_id(adapter["base_model_name_or_path"]):
+        adapter = {**adapter, "base_model_name_or_path": f"OWNER/{Path(adapter['base_model_name_or_path']).name}"}
     training, conversion, scores = read("training.json"), read("conversion.json"), read("scores.json")
     kind = "adapter" if adapter else "vision" if config.get("model_type") == "radfm_vision" else "model"
     licence, terms = find_licence(conversion, training, adapter)

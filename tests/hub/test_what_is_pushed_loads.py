@@ -23,7 +23,9 @@ output_ids = model.generate(**inputs, max_new_tokens=8)
 answer = processor.post_process_image_text_to_text(output_ids[:, inputs["input_ids"].shape[1] :])[0]
 adapters = sum("lora_" in name for name, _ in model.named_parameters())
 bits = sum(type(module).__name__ == "Linear4bit" for module in model.modules())
-print(json.dumps({{"answer": answer, "class": type(model).__name__, "adapters": adapters, "four_bit_layers": bits}}))
+decoder = f"{{model.config.text_config.model_type}} of width {{model.config.text_config.hidden_size}}"
+told = {{"answer": answer, "class": type(model).__name__, "decoder": decoder, "adapters": adapters, "four_bit_layers": bits}}
+print(json.dumps(told))
 """
 
 
@@ -57,9 +59,10 @@ def test_a_demo_checkpoint_pushed_in_any_way_answers(way, pushed, run_as_strange
     assert (said["four_bit_layers"] > 0) == (way == "quantised")
 
 
-def test_a_model_with_another_decoder_answers(pushed, run_as_stranger):
+def test_a_model_with_another_decoder_loads(pushed, run_as_stranger):
     refuse_failed(pushed, "other_decoder")
-    assert json.loads(run_as_stranger(ask("me/other-decoder")).splitlines()[-1])["answer"]
+    said = json.loads(run_as_stranger(ask("me/other-decoder")).splitlines()[-1])
+    assert (said["class"], said["decoder"]) == ("RadFMForConditionalGeneration", "llama of width 32")
 
 
 @pytest.mark.parametrize("way", ["converted", "vision_part"])
