@@ -51,6 +51,67 @@ def model(
     _push(repo_id, "model", revision, private, token, dry_run, lambda target: plan_model(source, target, base, kernels))
 
 
+@push.command()
+def kernels(
+    source: Annotated[Path, typer.Argument(help="The kernel project: kernels/ of the repository.")],
+    repo_id: RepoArgument,
+    private: PrivateOption = False,
+    dry_run: DryRunOption = False,
+    revision: Annotated[str, typer.Option(help="The branch; main stands for v<version> of build.toml.")] = "main",
+    token: TokenOption = None,
+) -> None:
+    """Build the kernels and push them as a kernel repository, which `kernels.get_kernel(REPO_ID, version=1)` loads.
+
+    Examples:
+
+      radfm push kernels kernels/ me/radfm-kernels
+    """
+    from radfm.hub.push_kernels import plan_kernels
+
+    _push(repo_id, "kernel", revision, private, token, dry_run, lambda target: plan_kernels(source, target))
+
+
+@push.command()
+def dataset(
+    source: Annotated[Path, typer.Argument(help="A data set that `radfm data build` wrote.")],
+    repo_id: RepoArgument,
+    private: PrivateOption = False,
+    dry_run: DryRunOption = False,
+    revision: RevisionOption = "main",
+    token: TokenOption = None,
+) -> None:
+    """Push a data set: shards, card and metadata. Sources that may not be passed on need --private.
+
+    Examples:
+
+      radfm push dataset mine/ me/my-scans --private
+    """
+    from radfm.hub.push_dataset import plan_dataset
+
+    _push(repo_id, "dataset", revision, private, token, dry_run, lambda target: plan_dataset(source, target))
+
+
+@push.command()
+def space(
+    source: Annotated[Path, typer.Argument(help="The Space: space/ of the repository.")],
+    repo_id: RepoArgument,
+    model: Annotated[str, typer.Option(help="The model that it shows, OWNER/NAME or OWNER/NAME@REVISION, on the Hub already.")],
+    private: PrivateOption = False,
+    dry_run: DryRunOption = False,
+    revision: RevisionOption = "main",
+    token: TokenOption = None,
+) -> None:
+    """Push the Space for a model: on ZeroGPU, with the model pinned to a commit.
+
+    Examples:
+
+      radfm push space space/ me/radfm-space --model me/radfm-liver
+    """
+    from radfm.hub.push_space import plan_space
+
+    _push(repo_id, "space", revision, private, token, dry_run, lambda target: plan_space(source, target, model))
+
+
 def _push(
     repo_id: str,
     repo_type: str,

@@ -27,28 +27,36 @@ def hub_errors(repo_id: str, repo_type: str) -> Iterator[None]:
     """Raise `PushError` for an error of the Hub's client, of the network or of the disk."""
     try:
         yield
-    except HfHubHTTPError as error:
-        raise PushError(_refusal(error, repo_id, repo_type)) from error
-    except OfflineModeIsEnabled as error:
-        raise PushError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.") from error
-    except LocalTokenNotFoundError as error:
-        raise PushError(f"No token of the Hub was found: {SIGN_IN}.") from error
-    except HFValidationError as error:
-        raise PushError(f"{repo_id}: is no repository id ({str(error).splitlines()[0]}); write OWNER/NAME.") from error
-    except HTTPError as error:
-        raise PushError(f"The connection to the Hub broke ({_reason(error)}): {AGAIN}.") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            where = f" at {error.filename}" if error.filename else ""
-            raise PushError(f"The disk is full{where}: free some space; {AGAIN}.") from error
-        if isinstance(error, ConnectionError | TimeoutError):
-            raise PushError(f"The connection to the Hub broke ({_reason(error)}): {AGAIN}.") from error
-        raise
-    except ValueError as error:
-        # create_commit raises a plain ValueError where the Hub refuses the front matter of README.md.
-        if isinstance(error, PushError) or "README.md" not in str(error):
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        sentence = None if isinstance(error, PushError) else explain(error, repo_id, repo_type)
+        if sentence is None:
             raise
-        raise PushError(f"The Hub refuses the front matter of README.md: {_reason(error)}") from error
+        raise PushError(sentence) from error
+
+
+def explain(error: BaseException, repo_id: str, repo_type: str) -> str | None:
+    """The sentence for an error in a push; None for one that is no fault of Hub, network, disk or arguments."""
+    if isinstance(error, HfHubHTTPError):
+        return _refusal(error, repo_id, repo_type)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it."
+    if isinstance(error, LocalTokenNotFoundError):
+        return f"No token of the Hub was found: {SIGN_IN}."
+    if isinstance(error, HFValidationError):
+        return f"{repo_id}: is no repository id ({_reason(error)}); write OWNER/NAME."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"The disk is full{where}: free some space; {AGAIN}."
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        # The client wraps what ended the upload of one file. Where other uploads share a connection that broke, that is a
+        # RuntimeError of its own ("the client has been closed").
+        return explain(error.__cause__, repo_id, repo_type) or f"{_reason(error)} {_reason(error.__cause__)} Try again: {AGAIN}."
+    if isinstance(error, HTTPError | ConnectionError | TimeoutError):
+        return f"The connection to the Hub broke ({_reason(error)}): {AGAIN}."
+    # create_commit raises a plain ValueError where the Hub refuses the front matter of README.md.
+    if isinstance(error, ValueError) and "README.md" in str(error):
+        return f"The Hub refuses the front matter of README.md: {_reason(error)}"
+    return None
 
 
 def _refusal(error: HfHubHTTPError, repo_id: str, repo_type: str) -> str:
@@ -80,6 +88,6 @@ def _refusal(error: HfHubHTTPError, repo_id: str, repo_type: str) -> str:
     return f"{repo_id}: the Hub refuses the push ({status}).{message}"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -141,5 +141,6 @@ def refuse_local_paths(files: Mapping[str, Content]) -> None:
     for name, content in files.items():
         if name.endswith(TEXT_SUFFIXES) and name not in ("tokenizer.json", "vocab.json", "merges.txt"):
             for match in ABSOLUTE_PATH.finditer(read(content).decode("utf-8", "replace")):
-                if Path(match[0]).exists():
-                    raise PushError(f"{name}: holds the path {match[0]} of this machine; remove it from the file.")
+                path = match[0].rstrip(".")
+                if Path(path).exists():
+                    raise PushError(f"{name}: holds the path {path} of this machine; remove it from the file.")
