@@ -11,10 +11,10 @@ import pytest
 from helpers import ROOT
 from offline_hub import OfflineHub
 from PIL import Image
+from strangers import environment
 
 from radfm.load_scan_radfm import load_scan
 
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +28,6 @@ def empty_hub() -> Iterator[OfflineHub]:
     """A Hub of one test, which may stop it or make it fail."""
     with OfflineHub() as server:
         yield server
-
-
-def environment(hub: OfflineHub, home: Path, **more: str) -> dict[str, str]:
-    """Variables of a process that has its own cache and knows no other Hub."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON", "RADFM_", "COVERAGE"))}
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
-    return {**kept, **settings, "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", **more}
 
 
 @pytest.fixture(scope="session")
@@ -82,15 +75,21 @@ NO_RADFM = "import importlib.util\nassert importlib.util.find_spec('radfm') is N
 
 
 @pytest.fixture(scope="session")
+def push(hub, run_as_owner) -> Callable[..., str]:
+    """`radfm push` in a process, to the Hub of all tests; what it prints."""
+    return lambda *words: run_as_owner(hub, "-m", "radfm.cli", "push", *words)
+
+
+@pytest.fixture(scope="session")
 def run_as_owner(tmp_path_factory) -> Callable[..., str]:
-    """Run a file of this folder in a process that has radfm; what it prints."""
+    """Run Python in a process that has radfm; what it prints."""
     parent = tmp_path_factory.mktemp("parent")
     (parent / "radfm").symlink_to(ROOT)
     path = os.pathsep.join([str(parent), str(ROOT / "tests"), str(ROOT / "kernels" / "torch-ext")])
 
-    def run(hub: OfflineHub, file: str, *arguments: object, **variables: str) -> str:
+    def run(hub: OfflineHub, *arguments: object, **variables: str) -> str:
         done = subprocess.run(
-            [sys.executable, HERE / file, *map(str, arguments)],
+            [sys.executable, *map(str, arguments)],
             cwd=parent,
             env=environment(hub, parent / "home", PYTHONPATH=path, **variables),
             capture_output=True,

@@ -1,42 +1,18 @@
 """Whatever way a RadFM was made, what is pushed loads by its id in a process that has never seen this package."""
 
 import json
+from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from strangers import ask, python_block
 
 pytestmark = pytest.mark.slow  # pushes models in one process, and loads each in a process of its own: minutes
-
-# Asks about a CT with the Auto classes alone.
-ASK = """
-import json, sys
-from transformers import AutoModel, AutoProcessor
-
-repo_id, revision = {repo_id!r}, {revision!r}
-model = AutoModel.from_pretrained(repo_id, revision=revision, trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
-content = [{{"type": "image", "image": "scan.png"}}, {{"type": "text", "text": "Which imaging modality is this?"}}]
-inputs = processor.apply_chat_template(
-    [{{"role": "user", "content": content}}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-output_ids = model.generate(**inputs, max_new_tokens=8)
-answer = processor.post_process_image_text_to_text(output_ids[:, inputs["input_ids"].shape[1] :])[0]
-adapters = sum("lora_" in name for name, _ in model.named_parameters())
-bits = sum(type(module).__name__ == "Linear4bit" for module in model.modules())
-decoder = f"{{model.config.text_config.model_type}} of width {{model.config.text_config.hidden_size}}"
-told = {{"answer": answer, "class": type(model).__name__, "decoder": decoder, "adapters": adapters, "four_bit_layers": bits}}
-print(json.dumps(told))
-"""
-
-
-def ask(repo_id, revision=None):
-    return ASK.format(repo_id=repo_id, revision=revision)
-
 
 @pytest.fixture(scope="module")
 def pushed(hub, run_as_owner, published, tmp_path_factory):
     """Name of each way → None, or the error with which the push ended."""
-    output = run_as_owner(hub, "push_every_way.py", tmp_path_factory.mktemp("ways"), published)
+    script = Path(__file__).parent / "push_every_way.py"
+    output = run_as_owner(hub, script, tmp_path_factory.mktemp("ways"), published)
     return json.loads(output.splitlines()[-1])
 
 
@@ -70,10 +46,6 @@ def test_the_vision_tower_encodes_where_there_is_no_tokenizer(way, pushed, hub, 
     refuse_failed(pushed, way)
     card = hub.repository("models", f"me/{way.replace('_', '-')}").files()["README.md"].decode()
     assert run_as_stranger(python_block(card)).startswith("torch.Size([")
-
-
-def python_block(card):
-    return card.split("```python\n")[1].split("```")[0]
 
 
 @pytest.mark.parametrize("way", ["saved_folder", "adapter_folder"])
