@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import HTTPError
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -29,10 +30,15 @@ from transformers.utils.generic import is_flash_attention_requested
 
 logger = logging.get_logger(__name__)
 
-# Environment variable that names RadFM's Triton kernels: "0" for none, a folder, or a Hub id, optionally with "@revision".
-# Without it, an installed package `radfm_kernels` is used, or the folder `kernels/` next to this file.
+# Environment variable that names RadFM's Triton kernels: "0" for none, a folder, or a kernel repository of the Hub, optionally
+# with "@revision". Without it, an installed package `radfm_kernels` is used, or the folder `kernels/` next to this file, or
+# the repository that the model's config names.
 KERNELS = "RADFM_KERNELS"
 OFF = "0"
+# The interface of the kernels that this file calls: branch "v1" of a kernel repository.
+KERNELS_VERSION = 1
+# The name of remote code begins so: whoever runs it has passed trust_remote_code=True for the repository of the model.
+REMOTE_CODE = "transformers_modules."
 
 
 class AttentionModule(Protocol):
@@ -78,8 +84,14 @@ class LatentPack:
 
 
 @cache
-def kernels() -> ModuleType | None:
-    """RadFM's Triton kernels: those that `RADFM_KERNELS` names, or an installed package, or the folder next to this file.
+def kernels(repository: str | None = None) -> ModuleType | None:
+    """RadFM's Triton kernels: those that `RADFM_KERNELS` names, or an installed package, or the folder next to this file, or
+    those of a repository on the Hub.
+
+    Args:
+        repository: "OWNER/NAME@COMMIT", from the config of a model. It is asked for only by remote code, that is where
+            somebody trusted the repository of the model, whose config pins the commit. Without the library `kernels`, or
+            without a network, one line is logged, and PyTorch's operators take their place.
 
     None if there are none, or if `RADFM_KERNELS` is "0".
     """
@@ -87,27 +99,43 @@ def kernels() -> ModuleType | None:
     if named == OFF:
         return None
     if named and not Path(named).exists():
-        repository, _, revision = named.partition("@")
-        hub = importlib.import_module("kernels")
-        # The user has named this repository in the environment: that is the consent that `trust_remote_code` asks for.
-        found: ModuleType = hub.get_kernel(repository, revision=revision or None, trust_remote_code=True)
-        return found
+        return _fetch_kernels(named)  # the user's own choice: an error is raised
     folder = Path(named) if named else Path(__file__).parent / "kernels" / "torch-ext"
     with contextlib.ExitStack() as stack:
         if folder.is_dir():
             sys.path.insert(0, str(folder))
             stack.callback(sys.path.remove, str(folder))
-        try:
+        with contextlib.suppress(ImportError):
             return importlib.import_module("radfm_kernels")
-        except ImportError:
-            return None
+    if repository is None or not __name__.startswith(REMOTE_CODE):
+        return None
+    try:
+        return _fetch_kernels(repository)
+    except (ImportError, OSError, RuntimeError, ValueError, HTTPError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logger.warning(f"The kernels {repository} are not used ({reason}): PyTorch's operators take their place.")
+        return None
 
 
-def kernels_for(device: torch.device) -> ModuleType | None:
-    """The kernels if they run on `device`: a CUDA card, or Triton's interpreter on a CPU if `RADFM_KERNELS` names them."""
+def _fetch_kernels(repository: str) -> ModuleType:
+    """The kernels of "OWNER/NAME" or "OWNER/NAME@REVISION" on the Hub."""
+    name, _, revision = repository.partition("@")
+    hub = importlib.import_module("kernels")
+    wanted: dict[str, Any] = {"revision": revision} if revision else {"version": KERNELS_VERSION}
+    # Consent was given: by the environment variable, or for the repository whose config pins this commit.
+    found: ModuleType = hub.get_kernel(name, **wanted, trust_remote_code=[name])
+    return found
+
+
+def kernels_for(device: torch.device, repository: str | None = None) -> ModuleType | None:
+    """The kernels if they run on `device`: a CUDA card, or Triton's interpreter on a CPU if `RADFM_KERNELS` names them.
+
+    Args:
+        repository: as for `kernels`.
+    """
     if device.type != "cuda" and os.environ.get(KERNELS, OFF) == OFF:
         return None
-    found = kernels()
+    found = kernels(repository)
     return found if found is not None and found.runs_triton(device) else None
 
 
@@ -133,7 +161,7 @@ def radfm_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
         )
         return output, None
-    fused: Any = kernels_for(query.device)
+    fused: Any = kernels_for(query.device, getattr(module.config, "kernels", None))
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]  # (1, h, R, d) → (R, h, d)
     key_starts, longest_key = options["cu_seq_lens_k"], options["max_length_k"]
     if "latent_key" in options:
@@ -153,7 +181,7 @@ def uses_kernels(module: AttentionModule, query: torch.Tensor) -> bool:
     """True if `attn_implementation` is "radfm", the kernels run on the device of `query`, and dropout is inactive."""
     if module.config._attn_implementation != "radfm":
         return False
-    if kernels_for(query.device) is None:
+    if kernels_for(query.device, module.config.kernels) is None:
         logger.warning_once(f"RadFM's kernels do not run on {query.device.type}: PyTorch's attention takes their place.")
         return False
     return not (module.training and module.dropout)

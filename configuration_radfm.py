@@ -1,5 +1,6 @@
 """Configs of RadFM: vision tower, Perceiver, decoder. Defaults are the sizes of the paper (arXiv 2308.02463), 14B in all."""
 
+import re
 import warnings
 from typing import Any, ClassVar
 
@@ -40,6 +41,9 @@ PAPER_DECODER = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+# A repository of the Hub at a commit.
+PINNED_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 # Decoders that RadFM cannot run, and why.
 UNSUPPORTED_DECODERS = {
@@ -113,6 +117,8 @@ class RadFMVisionConfig(PreTrainedConfig):
         perceiver_num_attention_heads: attention heads of a Perceiver layer.
         perceiver_head_dim: width of such a head.
         perceiver_intermediate_size: width of the MLP of a Perceiver layer.
+        kernels: kernel repository on the Hub with RadFM's Triton kernels, "OWNER/NAME@COMMIT" with all 40 digits, for users
+            who have neither the package `radfm_kernels` nor a clone. None for no such repository.
 
     Raises:
         ValueError: sizes that no model can have, in a sentence that names the field.
@@ -145,6 +151,7 @@ class RadFMVisionConfig(PreTrainedConfig):
     perceiver_num_attention_heads: int = 8
     perceiver_head_dim: int = 64
     perceiver_intermediate_size: int = 3072
+    kernels: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for name in (
@@ -176,6 +183,11 @@ class RadFMVisionConfig(PreTrainedConfig):
             self.max_slices % self.patch_depth == 0,
             f"patch_depth={self.patch_depth} does not divide max_slices={self.max_slices}, "
             "so the depth table would not end on a patch.",
+        )
+        _require(
+            self.kernels is None or PINNED_REPOSITORY.fullmatch(self.kernels) is not None,
+            f"kernels={self.kernels!r} must be OWNER/NAME@COMMIT with the 40 digits of a commit: its code runs on the machine of "
+            "whoever loads the model, so it may not change.",
         )
         super().__post_init__(**kwargs)
 

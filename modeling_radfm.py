@@ -208,7 +208,8 @@ class RadFMVisionModel(RadFMPreTrainedModel):
 
     def get_correct_attn_implementation(self, requested_attention: str | None, *args: Any, **kwargs: Any) -> str:
         """ "radfm" if no implementation is named and a card has RadFM's kernels; else as in all of transformers."""
-        if requested_attention is None and torch.cuda.is_available() and kernels_for(torch.device("cuda")) is not None:
+        on_card = requested_attention is None and torch.cuda.is_available()
+        if on_card and kernels_for(torch.device("cuda"), self.config.kernels) is not None:
             return "radfm"
         name: str = super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
         return name
@@ -632,7 +633,7 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
 
         None where they do not run, or where the logits are more than the product with the weight of a plain head.
         """
-        fused = kernels_for(hidden_states.device)
+        fused = kernels_for(hidden_states.device, self.config.vision_config.kernels)
         if fused is None or not is_plain(self.lm_head) or self.logit_scale != 1 or self.logit_softcap is not None:
             return None
         rows = hidden_states.flatten(0, 1)  # (B · T, E)

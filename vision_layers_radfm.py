@@ -119,7 +119,7 @@ class RadFMPatchEmbedding(nn.Module):
         grey, flat = scans.shape[1] < self.config.num_channels, scans.shape[-1] == 1
         if is_plain(self.patch_norm) and is_plain(self.projection):
             matrix, bias = self.folded_projection(grey, flat)
-            fused = kernels_for(scans.device)
+            fused = kernels_for(scans.device, self.config.kernels)
             if fused is not None and all(is_plain(module) for module in (self.output_norm, *self.position_tables())):
                 norm = (self.output_norm.weight, self.output_norm.bias)
                 tables = (table.weight for table in self.position_tables())

@@ -7,6 +7,7 @@ from .convert import convert
 from .data import data
 from .demo import demo
 from .inspect import inspect
+from .push import push
 from .train import train
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 for command in (ask, inspect, convert, demo, train):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(push, name="push")
 
 
 @app.callback()

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from radfm.configuration_radfm import PAPER_DECODER, RadFMConfig, RadFMVisionConfig, auto_map
+from radfm.hub.cards import model_card
 from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.modeling_radfm import RadFMForConditionalGeneration, RadFMVisionModel
 from radfm.processing_radfm import RadFMProcessor
@@ -99,7 +100,7 @@ def convert(
         report["largest_error"] = largest_errors(model.eval(), reference)
         lines += [f"largest error of {stage}: {error:.2g}" for stage, error in report["largest_error"].items()]
     (out / "conversion.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "README.md").write_text(_model_card(checkpoint.source.name, dtype, part))
+    (out / "README.md").write_text(model_card(out, f"OWNER/{out.name}"))
     return lines
 
 
@@ -203,27 +204,6 @@ def describe_memory(config: RadFMConfig) -> Iterator[str]:
     count = count_parameters(config)
     for precision in BYTES:
         yield f"weights in {precision}: {count.weight_bytes(precision) / 1e9:.2f} GB"
-
-
-def _model_card(source: str, dtype: str, part: str) -> str:
-    if part == "vision":
-        task, content = "image-feature-extraction", "Vision tower and Perceiver of the"
-    else:
-        task, content = "image-text-to-text", "The"
-    return f"""---
-library_name: transformers
-pipeline_tag: {task}
-tags: [radiology, medical, ct, mri, x-ray]
----
-
-# RadFM
-
-{content} published RadFM (arXiv 2308.02463), converted from `{source}` to {dtype} safetensors.
-`conversion.json` lists the outcome of each published tensor.
-
-The licence of the published weights is not stated; LLaMA's and the data sets' terms may restrict their use.
-For research, no medical device.
-"""
 
 
 def to_published(folder: Path, out: Path) -> int:

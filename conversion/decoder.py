@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from radfm.configuration_radfm import RadFMConfig
+from radfm.hub.cards import model_card
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import IMAGE_END, IMAGE_START
 
@@ -66,6 +67,7 @@ def with_decoder(source: str | Path, decoder: str, out: Path, dtype: str = "bflo
     save_processor(config, tokenizer, out)
     report = {"vision_tower": checkpoint.source.name, "decoder": Path(decoder).name, "dtype": dtype, "fresh": ["projector"]}
     (out / "conversion.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "README.md").write_text(model_card(out, f"OWNER/{out.name}"))
     return [
         f"vision tower of {checkpoint.source.name} and decoder {Path(decoder).name} in {dtype} written to {out}",
         f"fresh: the projector ({vision_width} → {width}) and the embeddings of {IMAGE_START} and {IMAGE_END}; "

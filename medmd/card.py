@@ -1,7 +1,11 @@
 """The dataset card: what the Hub shows, with the configs that its viewer and `load_dataset` read."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .schema import CONFIGS, SPLITS
 from .source import Source
@@ -25,86 +29,86 @@ TABLES = (
     ("words per answer", "Words per answer, from"),
 )
 MAX_ROWS = 20
+THIS_FOLDER = "path/to/this/folder"
 
 
-def card(manifest: Mapping[str, Any], report: Mapping[str, Any], sources: Sequence[Source], plots: Sequence[str]) -> str:
-    """The text of `README.md`."""
-    statistics = report["statistics"]
-    total = statistics.get("total", {})
+def card(
+    manifest: Mapping[str, Any],
+    report: Mapping[str, Any],
+    sources: Sequence[Source],
+    plots: Sequence[str],
+    place: str = THIS_FOLDER,
+) -> str:
+    """The text of `README.md`, from the template `card.md.jinja`.
+
+    Args:
+        place: what the card's example loads: the folder, or the id of the repository on the Hub.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|")
     access = max((source.access for source in sources), key=STRICTEST.index)
-    lines = [
-        *_front_matter(manifest, sources, access),
-        "# A radiology dataset built with `radfm data`",
-        "",
-        f"{total.get('records', 0):,} records about {total.get('scans', 0):,} scans "
-        f"({total.get('bytes of scans', 0) / 1e9:.2f} GB), made of {', '.join(source.name for source in sources)}. "
-        "For research, not for diagnosis.",
-        "",
-        f"**Who may see it:** {ACCESS_WORDS[access]} (the strictest of its sources).",
-        "",
-        "```python",
-        "from datasets import load_dataset",
-        "",
-        f'rows = load_dataset("path/to/this/folder", "{_configs(manifest)[0]}", split="train", streaming=True)',
-        "```",
-        "",
-        "A record is one exchange about one or several scans: `messages` and `images` as chat templates take them, "
-        "`findings` with 1 present, 0 absent, -1 uncertain (not mentioned is not listed). `group` is a salted hash of the "
-        "patient; no group is in two splits. Rows stand in a seeded random order: stream them with "
-        "`shuffle(seed, buffer_size=1)`, which resumes exactly.",
-        "",
-        "## Sources",
-        "",
-        *_table(
-            ("Source", "What", "Licence", "Access", "Portal"),
-            ((s.name, s.title, s.licence, ACCESS_WORDS[s.access], s.url) for s in sources),
-        ),
-        "",
-        "## Counts",
-        "",
-    ]
-    for name, title in TABLES:
-        counts = statistics.get(name, {})
-        rows = list(counts.items())
-        if name == "words per answer":
-            rows.sort(key=lambda row: int(row[0]))
-        shown = [(value, f"{count:,}") for value, count in rows[:MAX_ROWS]]
-        if len(rows) > MAX_ROWS:
-            shown.append((f"{len(rows) - MAX_ROWS} more", f"{sum(count for _, count in rows[MAX_ROWS:]):,}"))
-        lines += [*_table((title, "Records"), shown), ""]
-    lines += [f"![{plot}]({plot})" for plot in plots]
-    lines += ["", "## What was left out", "", *_left_out(report), "", "## Identity", ""]
-    lines += [
-        f"Logical hash `{manifest['logical_hash']}`: the same for the same content, whatever the versions of the libraries. "
-        "`manifest.json` has the SHA-256 of each file.",
-        "",
-    ]
-    return "\n".join(lines)
+    configs = [config for config in CONFIGS if any(name.startswith(f"{config}/") for name in manifest["files"])]
+    splits = [split for split in SPLITS if any(name.startswith(f"{configs[0]}/{split}-") for name in manifest["files"])]
+    return environment.get_template("card.md.jinja").render(
+        metadata=yaml.safe_dump(_metadata(manifest, sources, access, configs), sort_keys=False).strip(),
+        manifest=manifest,
+        total={"records": 0, "scans": 0, "bytes of scans": 0, **report["statistics"].get("total", {})},
+        sources=sources,
+        access=access,
+        access_words=ACCESS_WORDS,
+        place=place,
+        config=configs[0],
+        split=splits[0],
+        tables=[(title, _rows(name, report["statistics"].get(name, {}))) for name, title in TABLES],
+        plots=plots,
+        left_out=[
+            (source, reason, count) for source, reasons in report["dropped"].items() for reason, count in reasons.items()
+        ],
+        unreadable=report["unreadable"]["count"],
+    )
 
 
-def _front_matter(manifest: Mapping[str, Any], sources: Sequence[Source], access: str) -> list[str]:
+def _rows(name: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The rows of a table of counts, the last of them a sum where there are many."""
+    rows = list(counts.items())
+    if name == "words per answer":
+        rows.sort(key=lambda row: int(row[0]))
+    rest = rows[MAX_ROWS:]
+    return [*rows[:MAX_ROWS], *([(f"{len(rest)} more", sum(count for _, count in rest))] if rest else [])]
+
+
+def _metadata(
+    manifest: Mapping[str, Any], sources: Sequence[Source], access: str, configs: Sequence[str]
+) -> dict[str, Any]:
+    """The front matter: licence, size, and which files are which config and split."""
     licences = {source.licence for source in sources}
-    licence = HUB_LICENCES.get(licences.pop(), "other") if len(licences) == 1 else "other"
     records = manifest["records"]
-    size = next((name for limit, name in SIZES if records < limit), "n>10M")
-    lines = [
-        "---",
-        f"license: {licence}",
-        "language: [en]",
-        "task_categories: [visual-question-answering, image-text-to-text]",
-    ]
-    lines += ["tags: [medical, radiology, radfm]", f"size_categories: ['{size}']"]
+    metadata: dict[str, Any] = {
+        "license": HUB_LICENCES.get(licences.pop(), "other") if len(licences) == 1 else "other",
+        "language": ["en"],
+        "task_categories": ["visual-question-answering", "image-text-to-text"],
+        "tags": ["medical", "radiology", "radfm"],
+        "size_categories": [next((name for limit, name in SIZES if records < limit), "n>10M")],
+    }
     if access in ("form", "credentialed"):
-        lines += [
-            "extra_gated_heading: The terms of the sources forbid to pass this dataset on; keep the repository private."
-        ]
-    lines.append("configs:")
-    for config in _configs(manifest):
-        lines += [f"- config_name: {config}", "  data_files:"]
-        for split in SPLITS:
-            if any(name.startswith(f"{config}/{split}-") for name in manifest["files"]):
-                lines += [f"  - split: {split}", f"    path: {config}/{split}-*.parquet"]
-    return [*lines, "---", ""]
+        metadata["extra_gated_heading"] = (
+            "The terms of the sources forbid to pass this dataset on; keep the repository private."
+        )
+    metadata["configs"] = [
+        {
+            "config_name": config,
+            "data_files": [
+                {"split": split, "path": f"{config}/{split}-*.parquet"}
+                for split in SPLITS
+                if any(name.startswith(f"{config}/{split}-") for name in manifest["files"])
+            ],
+        }
+        for config in configs
+    ]
+    return metadata
 
 
 # The Hub's names of licences (its documentation, "Licenses").
@@ -117,24 +121,3 @@ HUB_LICENCES = {
     "CC0": "cc0-1.0",
     "Apache-2.0": "apache-2.0",
 }
-
-
-def _configs(manifest: Mapping[str, Any]) -> list[str]:
-    return [config for config in CONFIGS if any(name.startswith(f"{config}/") for name in manifest["files"])]
-
-
-def _left_out(report: Mapping[str, Any]) -> list[str]:
-    unreadable = report["unreadable"]["count"]
-    rows = [
-        (source, reason, f"{count:,}") for source, reasons in report["dropped"].items() for reason, count in reasons.items()
-    ]
-    if unreadable:
-        rows.append(("all", "scan cannot be read (`report.json` names each)", f"{unreadable:,}"))
-    return _table(("Source", "Why", "Records"), rows) if rows else ["Nothing."]
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(header), line(["---"] * len(header)), *map(line, rows)]

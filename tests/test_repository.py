@@ -177,11 +177,20 @@ def test_everything_that_make_setup_installs_is_pinned():
     assert declared(*setup_extras()) - pinned == {"radfm"}
 
 
-def test_the_space_pins_the_versions_that_are_tested():
+# https://huggingface.co/docs/hub/spaces-zerogpu, "Supported versions", in November 2026.
+ZERO_GPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")
+ZERO_GPU_PYTHON = ("3.10.13", "3.12.12")
+
+
+def test_the_space_pins_the_versions_that_are_tested_and_torch_and_python_of_zerogpu():
     lines = [line for line in (ROOT / "space" / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    tested = (ROOT / "constraints.txt").read_text().splitlines()
-    assert lines
-    assert {re.sub(r"\[.*?\]", "", line) for line in lines} <= set(tested)
+    pinned = dict(re.sub(r"\[.*?\]", "", line).split("==") for line in lines)
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert pinned.pop("torch") in ZERO_GPU_TORCH
+    assert pinned and pinned.items() <= tested.items()
+    settings = (ROOT / "space" / "README.md").read_text().split("---")[1]
+    assert any(f'python_version: "{version}"' in settings for version in ZERO_GPU_PYTHON)
+    assert f"sdk_version: {pinned['gradio']}" in settings
 
 
 def test_public_names_are_those_that_type_checkers_see():

@@ -9,7 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import radfm_kernels
 import torch
+from radfm_kernels import common
 from radfm_kernels.packed_attention import reference
 from testing import DEVICE, assert_close, cu_seqlens_of, rand
 
@@ -44,7 +46,7 @@ def test_each_backend_has_a_variant_with_the_source_and_its_metadata(repository)
     for backend in backends:
         folder = repository / "build" / f"torch-{backend}"
         metadata = read_metadata(folder)
-        assert metadata["backend"] == {"type": backend} and metadata["name"] == "radfm-kernels"
+        assert metadata["backend"]["type"] == backend and metadata["name"] == "radfm-kernels"
         assert metadata["license"] == "Apache-2.0" and metadata["python-depends"] == []
         for file in build_kernels.source_files():
             text = (folder / file.name).read_text()
@@ -54,8 +56,34 @@ def test_each_backend_has_a_variant_with_the_source_and_its_metadata(repository)
                 assert text == file.read_text()
 
 
-def test_the_card_is_the_readme_of_the_repository(repository):
-    assert (repository / "README.md").read_text() == (ROOT / "CARD.md").read_text()
+def test_the_card_is_the_readme_of_the_repository_with_its_id(tmp_path):
+    build_kernels.build(tmp_path, "me/my-kernels")
+    card = (tmp_path / "README.md").read_text()
+    assert 'get_kernel("me/my-kernels", version=1' in card and "license: apache-2.0" in card and "{{" not in card
+    assert tomllib.loads((tmp_path / "build.toml").read_text())["general"]["hub"]["repo-id"] == "me/my-kernels"
+
+
+def test_the_metadata_names_the_cards_that_the_kernels_run_on(kernels, repository):
+    archs = importlib.import_module("kernels.archs")
+    named = read_metadata(repository / "build" / "torch-cuda")["backend"]["archs"]
+    for capability in ((7, 5), (8, 0), (9, 0), (12, 0)):
+        assert archs._supports_cuda_capability(named, capability) == (capability >= common.MIN_CAPABILITY)
+    assert "archs" not in read_metadata(repository / "build" / "torch-cpu")["backend"]
+
+
+def test_the_folder_of_the_kernels_name_holds_the_same_functions(repository):
+    """Older versions of the library import `build/VARIANT/radfm_kernels`."""
+    folder = repository / "build" / "torch-cpu" / "radfm_kernels"
+    spec = importlib.util.spec_from_file_location("compatible", folder / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__all__ == radfm_kernels.__all__
+    namespace = read_metadata(folder.parent)["id"]
+    assert module.packed_attention is sys.modules[namespace].packed_attention
+    q = rand(20, 2, 16)
+    cu_seqlens = cu_seqlens_of(12, 8)
+    output = module.packed_attention(q, q, q, cu_seqlens, cu_seqlens, 12, 12)
+    assert_close(output, reference(q, q, q, cu_seqlens, cu_seqlens, 0.25), torch.float32, "packed attention")
 
 
 def test_imports_are_relative_or_of_torch_triton_and_the_standard_library():
