@@ -7,6 +7,7 @@ from .convert import convert
 from .data import data
 from .demo import demo
 from .inspect import inspect
+from .serve import serve
 from .train import train
 
 app = typer.Typer(
@@ -15,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (ask, inspect, convert, demo, train):
+for command in (ask, inspect, convert, demo, train, serve):
     app.command()(command)
 app.add_typer(data, name="data")
 
