@@ -1,6 +1,5 @@
 """`radfm serve`: a model behind OpenAI's API."""
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -13,14 +13,13 @@ import torch
 
 from radfm.processing_radfm import RadFMProcessor
 
-from . import limits
 from .answers import Piece, Prompt, Sampling
 from .errors import ApiError
 from .feature_cache import EncodedScan, FeatureCache
 from .files import FileStore
 from .metrics import Metrics
 from .protocol import ChatRequest, FilePart, ImagePart, TextPart
-from .scans import ScanReader, ScanRefused, cache_key, inline_source, read_choice, read_options
+from .scans import ScanReader, ScanRefusedError, cache_key, inline_source, read_choice, read_options
 
 
 class Encoder(Protocol):
@@ -207,7 +206,7 @@ class Chat:
                 return EncodedScan(await self.model.encoder.encode(pixel_values), description)
 
             return await self.cache.get(cache_key(source, options), encode)
-        except ScanRefused as error:
+        except ScanRefusedError as error:
             raise ApiError(400, f"{where}: {error}", "invalid_scan", where) from None
 
     def _tokenize(self, request: ChatRequest) -> list[int]:

@@ -168,7 +168,7 @@ class Engine:
     def _encode(self, jobs: list[EncodeJob]) -> None:
         try:
             scans = [job.pixel_values.to(self._model.device) for job in jobs]
-            features = self._model.get_image_features(scans).pooler_output
+            features = self._model.get_image_features(scans).pooler_output or ()
             self._metrics.encoded.observe(len(jobs))
             for job, of_scan in zip(jobs, features, strict=True):
                 job.future.set_result(of_scan.cpu().clone())

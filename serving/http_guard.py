@@ -24,7 +24,7 @@ CLIENT_GONE = 499
 NEWEST_SHARE = 0.1
 
 
-class ClientGone(Exception):
+class ClientGoneError(Exception):
     """Nobody waits for the response any more."""
 
 
@@ -52,7 +52,7 @@ class Guard:
                 await self._app(scope, receive, send_and_note)
             except ApiError as error:
                 await as_response(error)(scope, receive, send_and_note)
-            except (ClientGone, ClientDisconnect):
+            except (ClientGoneError, ClientDisconnect):
                 status = status or CLIENT_GONE
             except Exception as error:
                 log_without_values(error)
@@ -158,7 +158,7 @@ class AnswerStream(StreamingResponse):
             async with asyncio.timeout(2 * limits.ANSWER_SECONDS):
                 await super().__call__(scope, receive, send)
         except TimeoutError:
-            raise ClientGone from None
+            raise ClientGoneError from None
         finally:
             self._on_end()
             await self._events.aclose()
@@ -172,7 +172,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T], start
     try:
         await asyncio.wait({task, gone}, timeout=max(remaining, 0), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone if gone.done() else too_late()
+            raise ClientGoneError if gone.done() else too_late()
         return task.result()
     finally:
         gone.cancel()

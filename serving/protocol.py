@@ -35,8 +35,25 @@ class ReadChoice(Strict):
     """
 
     series: str | int | None = None
-    volume: Annotated[int, Field(ge=0)] | dict[str, str | float] | None = None
+    volume: int | dict[str, str | float] | None = None
     allow_missing: bool = False
+
+    # In one validator each: pydantic would report a union as a fault of each of its types.
+    @field_validator("series", mode="plain")
+    @classmethod
+    def _check_series(cls, series: Any) -> Any:
+        if series is not None and (isinstance(series, bool) or not isinstance(series, str | int)):
+            raise ValueError("is no UID, number or description of a series.")
+        return series
+
+    @field_validator("volume", mode="plain")
+    @classmethod
+    def _check_volume(cls, volume: Any) -> Any:
+        is_index = isinstance(volume, int) and not isinstance(volume, bool) and volume >= 0
+        is_key = isinstance(volume, dict) and bool(volume) and all(isinstance(v, str | int | float) for v in volume.values())
+        if volume is not None and not is_index and not is_key:
+            raise ValueError('is neither an index from 0 nor an object such as {"EchoTime": 4.6}.')
+        return volume
 
 
 class FileSource(ReadChoice):

@@ -1,4 +1,4 @@
-"""Parts of a request → scans: data URLs and uploaded files, read in child processes. Paths and addresses are never opened."""
+"""Parts of a request → scans: data URLs and uploaded files, read in child processes. No path or address is ever opened."""
 
 import asyncio
 import base64
@@ -25,7 +25,7 @@ from .read_child import OUTCOME, PIXELS, ReadJob
 TOO_LONG = (-signal.SIGALRM, -signal.SIGXCPU)
 
 
-class ScanRefused(Exception):
+class ScanRefusedError(Exception):
     """Why a source is no scan, as the end of a sentence that begins with its place in the request."""
 
 
@@ -46,11 +46,13 @@ def inline_source(part: FilePart | ImagePart) -> Source | None:
     """The bytes in a part; None where it names an uploaded file. Takes a second for a large part: call it in a thread.
 
     Raises:
-        ScanRefused: the part holds no base64, or names a path or an address.
+        ScanRefusedError: the part holds no base64, or names a path or an address.
     """
     if isinstance(part, ImagePart):
         if not part.image_url.url.startswith("data:"):
-            raise ScanRefused("is no data URL, and this server opens no path and fetches no address: send the scan itself.")
+            raise ScanRefusedError(
+                "is no data URL, and no path or address is opened here: send the scan itself."
+            )
         return Source.from_bytes(_decode(part.image_url.url))
     return None if part.file.file_data is None else Source.from_bytes(_decode(part.file.file_data))
 
@@ -60,13 +62,13 @@ def _decode(text: str) -> bytes:
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise ScanRefused("is no data URL with base64 in it, as data:application/dicom;base64,….")
+            raise ScanRefusedError("is no data URL with base64 in it, as data:application/dicom;base64,….")
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ScanRefused("holds no valid base64.") from None
+        raise ScanRefusedError("holds no valid base64.") from None
     if not content:
-        raise ScanRefused("is empty.")
+        raise ScanRefusedError("is empty.")
     return content
 
 
@@ -105,7 +107,7 @@ class ScanReader:
         """`pixel_values` (C, H, W, D) of a scan, and its description.
 
         Raises:
-            ScanRefused: it is no scan, or reading it took more than a child may take.
+            ScanRefusedError: it is no scan, or reading it took more than a child may take.
         """
         folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._work))
         try:
@@ -118,11 +120,11 @@ class ScanReader:
                 status = await self._run(ReadJob(path, folder, options, self._settings))
             if status:
                 self._count("killed")
-                raise ScanRefused(_reason(status))
+                raise ScanRefusedError(_reason(status))
             outcome = json.loads((folder / OUTCOME).read_text())
             if "refused" in outcome:
                 self._count("refused")
-                raise ScanRefused(outcome["refused"])
+                raise ScanRefusedError(outcome["refused"])
             self._count("read")
             pixels = await asyncio.to_thread(np.load, folder / PIXELS)
             return torch.from_numpy(pixels), outcome["description"]
