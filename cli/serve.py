@@ -1,5 +1,6 @@
 """`radfm serve`: a model behind OpenAI's API."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,10 +61,14 @@ def serve(
 
 def _load(model: str, device: str, bits: int | None) -> "RadFMForConditionalGeneration":
     """The model. Ends the command with status 2 where it cannot be loaded."""
+    from transformers.utils import logging
+
     from .ask import _check_packages
     from .chat import load_model
 
     _check_packages(bits, device)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         return load_model(model, device, bits)
     except (OSError, ValueError) as error:

@@ -59,6 +59,10 @@ def read(job: ReadJob) -> NoReturn:
         os._exit(status)
 
 
+def do_nothing() -> None:
+    """The first child: it ends when the fork server is ready."""
+
+
 def _set_limits() -> None:
     # Data and not address space: libraries map gigabytes that they never touch.
     resource.setrlimit(resource.RLIMIT_DATA, (limits.READ_MEMORY, limits.READ_MEMORY))

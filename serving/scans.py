@@ -50,9 +50,7 @@ def inline_source(part: FilePart | ImagePart) -> Source | None:
     """
     if isinstance(part, ImagePart):
         if not part.image_url.url.startswith("data:"):
-            raise ScanRefusedError(
-                "is no data URL, and no path or address is opened here: send the scan itself."
-            )
+            raise ScanRefusedError("is no data URL, and no path or address is opened here: send the scan itself.")
         return Source.from_bytes(_decode(part.image_url.url))
     return None if part.file.file_data is None else Source.from_bytes(_decode(part.file.file_data))
 
@@ -62,7 +60,7 @@ def _decode(text: str) -> bytes:
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise ScanRefusedError("is no data URL with base64 in it, as data:application/dicom;base64,….")
+            raise ScanRefusedError("is no data URL with base64 in it (RFC 2397).")
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -102,6 +100,12 @@ class ScanReader:
         # Forked from a process that has imported the readers and holds no model, no threads and no connection.
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload(["__main__", read_child.__name__])
+
+    async def start(self) -> None:
+        """Start the process that the children are forked from; returns when it has imported the readers."""
+        process = self._context.Process(target=read_child.do_nothing, daemon=True)
+        await asyncio.to_thread(process.start)
+        await asyncio.to_thread(process.join)
 
     async def read(self, source: Source, options: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         """`pixel_values` (C, H, W, D) of a scan, and its description.

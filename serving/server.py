@@ -74,6 +74,7 @@ def _run(served: Model, engine: Engine, metrics: Metrics, work: Path, bound: soc
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await reader.start()
         engine.start()
         host, port = bound.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host

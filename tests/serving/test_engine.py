@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import IMAGE, small_model
 
-from radfm.processing_radfm import RadFMProcessor
 from radfm.serving import limits
 from radfm.serving.answers import Prompt, Sampling
 from radfm.serving.engine import Engine
@@ -71,6 +70,13 @@ def features(model):
         return model.get_image_features([torch.rand(1, 64, 64, 8)]).pooler_output[0]
 
 
+def count_of(histogram) -> float:
+    """How many values a histogram of Prometheus has seen."""
+    return next(
+        sample.value for metric in histogram.collect() for sample in metric.samples if sample.name.endswith("_count")
+    )
+
+
 def ask_together(model, features, wanted, **options):
     """What each of `TEXTS` is answered when all wait before the engine starts, and the sizes of the batches."""
 
@@ -80,13 +86,17 @@ def ask_together(model, features, wanted, **options):
             await asyncio.sleep(0)
             engine.start()
             texts = await asyncio.gather(*tasks)
-            samples = {s.name: s.value for m in engine._metrics.answered.collect() for s in m.samples if "bucket" not in s.name}
+            samples = {
+                s.name: s.value for m in engine._metrics.answered.collect() for s in m.samples if "bucket" not in s.name
+            }
             return texts, samples["radfm_decode_batch_rows_count"]
 
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("wanted", [sampling(), sampling(temperature=1.0, seed=5, n=2), sampling(temperature=0.7, top_p=0.8)])
+@pytest.mark.parametrize(
+    "wanted", [sampling(), sampling(temperature=1.0, seed=5, n=2), sampling(temperature=0.7, top_p=0.8)]
+)
 def test_a_batch_answers_each_prompt_as_it_is_answered_alone(wanted, model, features):
     together, batches = ask_together(model, features, wanted)
     alone, one_by_one = ask_together(model, features, wanted, batch_tokens=1)
@@ -115,8 +125,7 @@ def test_scans_are_encoded_together_within_the_limit_on_patches(model, monkeypat
             await asyncio.sleep(0)
             engine.start()
             encoded = await asyncio.gather(*tasks)
-            sizes = next(s.value for m in engine._metrics.encoded.collect() for s in m.samples if s.name.endswith("_count"))
-            return encoded, sizes
+            return encoded, count_of(engine._metrics.encoded)
 
     encoded, batches = asyncio.run(run())
     assert batches == 4  # two images, then the volumes alone, then an image
