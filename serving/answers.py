@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 # What a decoder writes for bytes that are no whole character yet.
 INCOMPLETE = "\ufffd"
@@ -59,6 +59,12 @@ class Piece:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     num_tokens: int = 0
+
+
+def end_tokens(generation: GenerationConfig) -> frozenset[int]:
+    """The tokens that end an answer."""
+    ids = generation.eos_token_id
+    return frozenset([ids] if isinstance(ids, int) else ids or [])
 
 
 class AnswerText:

@@ -21,7 +21,7 @@ from transformers import (
 from radfm.modeling_radfm import RadFMForConditionalGeneration, RadFMModel
 
 from . import limits
-from .answers import Answer, Piece, Prompt, Sampling
+from .answers import Answer, Piece, Prompt, Sampling, end_tokens
 from .errors import ApiError, log_without_values
 from .metrics import Metrics
 
@@ -200,8 +200,7 @@ class Engine:
         generation = copy.deepcopy(model.generation_config)
         generation.update(do_sample=False, temperature=None, top_p=None, top_k=None, num_beams=1)
         generation.update(max_length=None, max_new_tokens=max(job.sampling.max_tokens for job in jobs))
-        eos = generation.eos_token_id
-        eos_ids = frozenset([eos] if isinstance(eos, int) else eos or [])
+        eos_ids = end_tokens(generation)
         rows = [
             Row(job, Answer(self._tokenizer, job.sampling, index, eos_ids))
             for job in jobs

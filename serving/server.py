@@ -7,16 +7,19 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from transformers import GenerationConfig
 
-from radfm.modeling_radfm import RadFMForConditionalGeneration
+from radfm.modeling_radfm import RadFMForConditionalGeneration, RadFMModel
 from radfm.processing_radfm import RadFMProcessor
 
 from . import limits
 from .app import build_app
-from .chat import Chat, Model
+from .chat import Chat, Decoder, Model
+from .decoder_url import RemoteDecoder
 from .engine import Engine
 from .feature_cache import FeatureCache
 from .files import FileStore
@@ -49,21 +52,51 @@ def serve_model(
     """
     metrics = Metrics()
     engine = Engine(model, processor.tokenizer, metrics)
-    generation, decoder = model.generation_config, model.config.text_config.get_text_config()
-    served = Model(
+    generation = model.generation_config
+    _run(_describe(name, model.config, processor, engine, engine, generation), engine, metrics, bound, api_key)
+
+
+def serve_front(
+    front: RadFMModel,
+    processor: RadFMProcessor,
+    generation: GenerationConfig,
+    decoder: RemoteDecoder,
+    name: str,
+    bound: socket.socket,
+    api_key: str | None,
+) -> None:
+    """As `serve_model`, with the decoder on another machine."""
+    metrics = Metrics()
+    # It only encodes scans.
+    engine = Engine(front, processor.tokenizer, metrics, batch_tokens=1)
+    _run(_describe(name, front.config, processor, engine, decoder, generation), engine, metrics, bound, api_key)
+
+
+def _describe(
+    name: str,
+    config: Any,
+    processor: RadFMProcessor,
+    encoder: Engine,
+    decoder: Decoder,
+    generation: GenerationConfig,
+) -> Model:
+    return Model(
         name=name,
         processor=processor,
-        encoder=engine,
-        decoder=engine,
-        context_length=decoder.max_position_embeddings,
+        encoder=encoder,
+        decoder=decoder,
+        context_length=config.text_config.get_text_config().max_position_embeddings,
         new_tokens=generation.max_new_tokens or limits.NEW_TOKENS,
         temperature=(generation.temperature or 1.0) if generation.do_sample else 0.0,
     )
+
+
+def _run(served: Model, engine: Engine, metrics: Metrics, bound: socket.socket, api_key: str | None) -> None:
     with tempfile.TemporaryDirectory(prefix="radfm-serve-", ignore_cleanup_errors=True) as work:
-        _run(served, engine, metrics, Path(work), bound, api_key)
+        _run_in(Path(work), served, engine, metrics, bound, api_key)
 
 
-def _run(served: Model, engine: Engine, metrics: Metrics, work: Path, bound: socket.socket, api_key: str | None) -> None:
+def _run_in(work: Path, served: Model, engine: Engine, metrics: Metrics, bound: socket.socket, api_key: str | None) -> None:
     files_folder, reading = work / "files", work / "reading"
     files_folder.mkdir()
     reading.mkdir()
