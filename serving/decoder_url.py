@@ -123,7 +123,6 @@ def _entry(token: str, logprob: float) -> dict[str, Any]:
 
 def _fields(sampling: Sampling) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "prompt": "",
         "stream": True,
         "return_token_ids": True,
         "n": sampling.n,

@@ -117,7 +117,8 @@ def _run_in(work: Path, served: Model, engine: Engine, metrics: Metrics, bound: 
 
     app = build_app(chat, files, metrics, api_key, lifespan)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for library in ("uvicorn", "httpx"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=limits.STOP_SECONDS
     )
