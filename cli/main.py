@@ -8,6 +8,7 @@ from .data import data
 from .demo import demo
 from .inspect import inspect
 from .push import push
+from .serve import serve
 from .train import train
 
 app = typer.Typer(
@@ -16,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (ask, inspect, convert, demo, train):
+for command in (ask, inspect, convert, demo, train, serve):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(push, name="push")
