@@ -1,7 +1,7 @@
 """What an item of RadBench is: one question about the scans of one record, frozen in `items.jsonl`.
 
 >>> question = Message("user", (Part("image"), Part("text", "Is this a CT?")))
->>> item = Item("csv/1/modality/0#yes_no", "csv/1/modality/0", "yes_no", "modality", "modality", (question,), YES_NO, "yes",
+>>> item = Item("csv/1/modality/0#yes_no", "csv/1/modality/0", "yes_no", "modality", "modality", (question,), ("yes", "no"), "yes",
 ...             group="ab12", source="csv")
 >>> Item.from_line(item.to_line()) == item
 True
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from radfm.medmd.schema import YES_NO, Finding, Message, Part
+from radfm.medmd.schema import Finding, Message, Part
 
 BENCHMARK, VERSION = "RadBench", "1.0"
 # open: the words of the answer are scored; choice: the options are in the question; likelihood: the model scores options
