@@ -1,8 +1,8 @@
 """What an item of RadBench is: one question about the scans of one record, frozen in `items.jsonl`.
 
 >>> question = Message("user", (Part("image"), Part("text", "Is this a CT?")))
->>> item = Item("csv/1/modality/0#yes_no", "csv/1/modality/0", "yes_no", "modality", "modality", (question,), ("yes", "no"), "yes",
-...             group="ab12", source="csv")
+>>> record = "csv/1/modality/0"
+>>> item = Item(f"{record}#open", record, "open", "modality", "modality", (question,), (), "CT", group="ab12", source="csv")
 >>> Item.from_line(item.to_line()) == item
 True
 """
@@ -47,6 +47,7 @@ class Item:
         config: 2d or 3d.
         findings: what the source states about the scans.
         comparison_only: whether RadFM was trained on this source.
+        asked: the value that a yes/no question names ("CT"), empty where it is not known or the form is another.
         note: what a reader of a score must know of the item, such as "composed text".
         image_sha256: one a scan, as in the record.
     """
@@ -66,6 +67,7 @@ class Item:
     config: str = "2d"
     findings: tuple[Finding, ...] = ()
     comparison_only: bool = False
+    asked: str = ""
     note: str = ""
     image_sha256: tuple[str, ...] = ()
 

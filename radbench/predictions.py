@@ -49,6 +49,7 @@ class Prediction:
             log-probability, empty where the model gives no log-probabilities.
         likelihoods: option → log-probability; None where the item has no options or the model gives none.
         prompt: the text that the model got; empty for baselines that need no model.
+        options: in the order in which the question showed them, A first; empty where it showed none.
     """
 
     item: str
@@ -56,6 +57,7 @@ class Prediction:
     answer: str
     likelihoods: dict[str, Likelihood] | None = None
     prompt: str = ""
+    options: tuple[str, ...] = ()
 
     def to_line(self) -> str:
         """The prediction as one line of JSON, keys in the order of the fields."""
@@ -72,7 +74,7 @@ class Prediction:
             row: dict[str, Any] = json.loads(line)
             if row["likelihoods"] is not None:
                 row["likelihoods"] = {option: Likelihood(**value) for option, value in row["likelihoods"].items()}
-            return cls(**row)
+            return cls(**{**row, "options": tuple(row["options"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BenchError(f"is no line of predictions.jsonl: {line[:80]!r} ({error}).") from error
 
