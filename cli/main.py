@@ -3,6 +3,7 @@
 import typer
 
 from .ask import ask
+from .bench import bench
 from .convert import convert
 from .data import data
 from .demo import demo
@@ -18,6 +19,7 @@ app = typer.Typer(
 for command in (ask, inspect, convert, demo, train):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 
 
 @app.callback()

@@ -37,6 +37,9 @@ class Model(Protocol):
     def scan_cost(self, shape: Sequence[int]) -> int:
         """Patches or images that a scan of this shape (height, width[, depth]) becomes."""
 
+    def prompt_cost(self, request: Request) -> int:
+        """Tokens of the request's prompt, those of its scans included; about right."""
+
     def prepare(self, requests: Sequence[Request], scans: Mapping[ScanKey, Scan]) -> Any:
         """What `answer` takes: texts and pixel values in main memory."""
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from radfm.medmd.schema import Message
+from radfm.medmd.shards import file_sha256
 from radfm.scan_radfm import Scan
 
 from ..conditions import Request, ScanKey
@@ -17,6 +19,8 @@ from .base import Answer
 
 # Texts that are scored at once have at most so many tokens in all, padding included: their logits have to fit.
 MAX_SCORED_TOKENS = 16_384
+# What decides the answers of a model in a folder.
+MODEL_FILES = ("*config.json", "tokenizer.json", "*.jinja", "*.safetensors", "*.bin", "*.model")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class LocalModel:
 
     def describe(self) -> dict[str, Any]:
         return {
+            **_identify(self.name, self.model),
             "class": type(self.model).__name__,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "generation": {"do_sample": False, "max_new_tokens": self.max_new_tokens},
@@ -66,6 +71,10 @@ class LocalModel:
 
     def scan_cost(self, shape: Sequence[int]) -> int:
         raise NotImplementedError
+
+    def prompt_cost(self, request: Request) -> int:
+        text = "".join(part.text or "" for message in request.messages for part in message.content)
+        return len(self.processor.tokenizer(text)["input_ids"]) + len(request.scans) * self._tokens_of_scan()
 
     def prepare(self, requests: Sequence[Request], scans: Mapping[ScanKey, Scan]) -> Prepared:
         pixels = {key: self._prepare_scan(scan) for key, scan in scans.items()}
@@ -196,6 +205,15 @@ class LocalModel:
             Likelihood(round(total, DECIMALS), tokens)
             for total, tokens in zip(sums.tolist(), kept.sum(1).tolist(), strict=True)
         ]
+
+
+def _identify(name: str, model: Any) -> dict[str, Any]:
+    """Name, and the commit of a model from the Hub or the SHA-256 of the files of a folder."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"name": name, "commit": getattr(model.config, "_commit_hash", None)}
+    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
+    return {"name": name, "files": {file.name: file_sha256(file) for file in files}}
 
 
 def _common_lengths(

@@ -16,7 +16,9 @@ class RadFM(LocalModel):
     """`radfm` models."""
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "image_processor": self.processor.image_processor.to_dict()}
+        settings = self.processor.image_processor.to_dict()
+        settings.pop("auto_map", None)
+        return {**super().describe(), "image_processor": settings}
 
     def scan_cost(self, shape: Sequence[int]) -> int:
         image_processor = self.processor.image_processor
