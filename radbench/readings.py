@@ -95,7 +95,7 @@ def read(pairs: Sequence[Pair], reading: str, tools: Tools) -> list[str | None]:
         if reading == LIKELIHOOD and prediction.likelihoods:
             found.append(likelihoods.choose({option: value.mean for option, value in prediction.likelihoods.items()}))
         else:
-            options = item.options or tools.labels.get(item.task, [item.reference])
+            options = prediction.options or item.options or tools.labels.get(item.task, [item.reference])
             found.append(function(prediction.answer, options, item.form == "choice"))
     return found
 

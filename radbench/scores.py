@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import statistics
+from .conditions import SAME_LABEL, STABILITY
 from .items import BENCH_TASKS, BENCHMARK, FORMS, VERSION, BenchError, Item, read_items
 from .metrics import blind_spots, calibration, closed
 from .metrics.medical_terms import read_term_list
@@ -15,9 +16,9 @@ from .readings import Pair, Tools, has_labels, labels_of, main_measurement, main
 from .statistics import Measurement
 
 SCORES = "scores.json"
-# Conditions that change the scan and not what is in it: the answers should stay.
-STABILITY = ("flipped scan", "other slices", "other window")
 BREAKDOWNS = ("modality", "body_part", "source", "config", "task")
+# Conditions that a good model need not beat: another patient's scan with the same answer, the options in another order.
+NOT_TO_BEAT = (SAME_LABEL, "shuffled options")
 ALPHA = 0.05
 FEW_GROUPS = 30
 # The terms that ship with the training code: files of words and no code, so that the benchmark needs none of it.
@@ -158,7 +159,7 @@ def _entry(key: Key, condition: str, measurement: Measurement, groups: Sequence[
         "condition": condition,
         "value": None if value != value else round(value, 6),
         "n": measurement.used,
-        "groups": len(set(groups)),
+        "groups": len({group for group, row in zip(groups, measurement.rows, strict=True) if row.any()}),
         **statistics.to_json(statistics.cluster_interval(measurement, groups)),
         "signature": measurement.signature,
     }
@@ -220,14 +221,17 @@ def _warnings(
     for key in keys:
         scan = pairs.get((key, SCAN), [])
         title = f"{key[0]}, {key[1].replace('_', '/')}"
-        lost = [row["condition"] for row in significance if (row["bench_task"], row["form"]) == key and not row["beats"]]
+        rows = [row for row in significance if (row["bench_task"], row["form"]) == key and row["p"] is not None]
+        lost = [row["condition"] for row in rows if not row["beats"] and row["condition"] not in NOT_TO_BEAT]
         if lost:
             found.append(f"{title}: the model does not beat these baselines significantly: {', '.join(lost)}.")
+        if any(row["beats"] for row in rows if row["condition"] == "shuffled options"):
+            found.append(
+                f"{title}: the model loses when the options stand in another order, so it does not choose by content alone."
+            )
         groups = len({pair.item.group for pair in scan})
         if scan and groups < FEW_GROUPS:
-            found.append(
-                f"{title}: {groups} patient{'s' if groups > 1 else ''} alone; the interval is wide and itself uncertain."
-            )
+            found.append(f"{title}: only {groups} patients or images; the interval is wide and itself uncertain.")
         seen = sum(pair.item.comparison_only for pair in scan)
         if seen:
             found.append(f"{title}: {seen} of {len(scan)} items are of sets that RadFM was trained on; for comparison only.")
@@ -235,7 +239,5 @@ def _warnings(
             count = sum(pair.item.note == note for pair in scan)
             found.append(f"{title}: {count} of {len(scan)} items: {note}.")
         if key[1] in ("yes_no", "choice", "likelihood") and scan and not any(pair.prediction.likelihoods for pair in scan):
-            found.append(
-                f"{title}: the model gave no log-probabilities, so there is no reading by likelihood and no calibration."
-            )
+            found.append(f"{title}: the model gave no log-probabilities: no reading by likelihood, no calibration.")
     return found

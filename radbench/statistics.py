@@ -87,7 +87,7 @@ class Interval:
 
 
 def cluster_interval(measurement: Measurement, groups: Sequence[Hashable], seed: int = 0) -> Interval:
-    """The interval of a metric when patients are drawn anew: bootstrap of whole groups, bias-corrected and accelerated (BCa).
+    """The interval of a metric when patients are drawn anew: bias-corrected and accelerated bootstrap (BCa) of groups.
 
     Where all answers are right or all wrong, every resample is the same and a bootstrap would claim certainty: a share then
     gets Wilson's interval with the number of groups as n (as if each patient were one answer, the cautious reading).
@@ -260,7 +260,7 @@ def krippendorff_alpha(ratings: Sequence[Sequence[float]], domain: Sequence[floa
 def bootstrap_units(
     statistic: Callable[[NDArray[np.intp]], float], units: int, seed: int = 0, resamples: int = 500
 ) -> Interval:
-    """Percentile interval of any statistic of unit indices, for statistics that are no function of sums (alpha, mean ranks)."""
+    """Percentile interval of a statistic of unit indices that is no function of sums (alpha, mean ranks)."""
     generator = np.random.default_rng(seed)
     values = [statistic(generator.integers(units, size=units)) for _ in range(resamples)] if units > 1 else []
     numbers = np.asarray([value for value in values if not np.isnan(value)])

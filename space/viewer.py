@@ -164,16 +164,20 @@ def draw_slices(scan: Any, window: tuple[float, float], folder: Path) -> list[Pa
     files = []
     for index in np.unique(np.linspace(0, depth - 1, min(depth, SLICES)).round().astype(int)):
         files.append(folder / f"{index:04d}.png")
-        image = _grey(scan.voxels[..., index].astype(np.float32), *window)
-        image.resize(_drawn_size(scan, SLICE_PIXELS), Image.Resampling.BILINEAR).save(files[-1])
+        draw_slice(scan, int(index), window, SLICE_PIXELS).save(files[-1])
     return files
+
+
+def draw_slice(scan: Any, index: int, window: tuple[float, float], pixels: int) -> Image.Image:
+    """One slice of a scan in radiological view at its true proportions, its longer side of `pixels`."""
+    image = _grey(scan.voxels[..., index].astype(np.float32), *window)
+    return image.resize(_drawn_size(scan, pixels), Image.Resampling.BILINEAR)
 
 
 def draw_thumbnail(scan: Any, window: tuple[float, float], file: Path) -> None:
     """The middle slice of a scan in radiological view on a black square."""
-    image = _grey(scan.voxels[..., scan.voxels.shape[-1] // 2].astype(np.float32), *window)
-    size = _drawn_size(scan, THUMBNAIL_PIXELS)
+    image = draw_slice(scan, scan.voxels.shape[-1] // 2, window, THUMBNAIL_PIXELS)
     square = Image.new("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    left, top = ((THUMBNAIL_PIXELS - side) // 2 for side in size)
-    square.paste(image.resize(size, Image.Resampling.BILINEAR), (left, top))
+    left, top = ((THUMBNAIL_PIXELS - side) // 2 for side in image.size)
+    square.paste(image, (left, top))
     square.save(file)

@@ -29,6 +29,9 @@ EXAMPLES = (
 )
 
 
+_NEGATION = re.compile(r"\b(?:(?:there is )?no evidence of|without|no|not)\s+", re.IGNORECASE)
+
+
 def flip_negation(text: str) -> str:
     """The text without its negations, or with one in front where it has none.
 
@@ -36,9 +39,7 @@ def flip_negation(text: str) -> str:
         >>> flip_negation("No pleural effusion."), flip_negation("Pleural effusion.")
         ('Pleural effusion.', 'No pleural effusion.')
     """
-    flipped, count = re.subn(
-        r"\b(?:there is no evidence of|no evidence of|without|no|not)\s+", "", text, flags=re.IGNORECASE
-    )
+    flipped, count = _NEGATION.subn("", text)
     if count == 0:
         flipped = f"no {text[:1].lower()}{text[1:]}"
     return flipped[:1].upper() + flipped[1:]
@@ -69,7 +70,7 @@ CHANGES: dict[str, Callable[[str], str]] = {
 def measure(
     references: Sequence[str], extractor: Extractor | None = None, text_model: TextModel | None = None
 ) -> list[dict[str, Any]]:
-    """For each change and metric the score that the changed references get: [{"change", "metric", "value", "n", "texts"}, …].
+    """The score of changed references, by change and metric: [{"change", "metric", "value", "n", "texts"}, …].
 
     `texts` says whose references these are: the benchmark's, or four examples where the change applies to none of them.
     """

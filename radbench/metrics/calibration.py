@@ -35,7 +35,7 @@ def _bin_of(probabilities: Array) -> Array:
 
 
 def calibration_error(probabilities: Sequence[float], is_yes: Sequence[bool]) -> Measurement:
-    """Expected calibration error of the probability of yes, over ten equal bins: Σ n_b / n · |mean probability − share of yes|.
+    """Expected calibration error of the probability of yes: Σ n_b / n · |mean probability − share of yes| over ten bins.
 
     Example:
         >>> round(calibration_error([0.8] * 5, [True, True, True, True, False]).score, 6)

@@ -66,7 +66,8 @@ def read_leniently(answer: str, options: Sequence[str], lettered: bool = False) 
     """The option that the rules of this module find in an answer; None where it cannot be read. Arguments: `read_strictly`.
 
     Example:
-        >>> [read_leniently(answer, YES_NO) for answer in ("Yes, abnormal", "normal, yes", "No pneumonia is seen.", "Unclear")]
+        >>> answers = "Yes, abnormal", "normal, yes", "No pneumonia is seen.", "Unclear"
+        >>> [read_leniently(answer, YES_NO) for answer in answers]
         ['yes', 'yes', 'no', None]
         >>> read_leniently("This is a CT of the head.", ["CT", "MRI"])
         'CT'
@@ -126,7 +127,7 @@ def unreadable(read: Sequence[str | None], signature: str) -> Measurement:
 
 
 def confusion(read: Sequence[str | None], references: Sequence[str]) -> tuple[list[str], Array]:
-    """Classes (those of the references) and one row an answer: right, predicted, actual answers of each class, (n, 3 · classes)."""
+    """Classes (those of the references), and a row an answer: right, predicted, actual of each class, (n, 3 · classes)."""
     classes = sorted({normalise(reference) for reference in references})
     place = {name: index for index, name in enumerate(classes)}
     rows = np.zeros((len(read), 3, len(classes)))

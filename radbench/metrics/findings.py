@@ -58,13 +58,18 @@ FINDINGS = {
     "tumor": r"tumou?rs?|neoplasms?",
 }
 _NEGATION_BEFORE = (
-    r"no (?:definite |radiographic |convincing |focal |acute |new )*evidence of|negative for|absence of|free of|resolution of|"
-    r"resolved|ruled? out|rules out|denies|without|neither|nor|not|no"
+    r"negative for|absence of|free of|resolution of|resolved|ruled? out|rules out|denies|without|neither|nor|not|no"
 )
 # "no change in" says that something is there; "not only" affirms.
 _NO_NEGATION = r"no (?:significant |interval )*(?:change|increase|decrease)|not only|no longer than"
-_NEGATION_BEHIND = r"(?:(?:is|are|was|were|has|have|been) )*(?:not (?:seen|identified|present|visible|demonstrated)|absent|resolved|excluded|ruled out|cleared)"
-_UNCERTAIN_BEFORE = r"possibl[ey]|probabl[ey]|may (?:represent|be|reflect)|might|suspicio(?:n|us) (?:of|for)|cannot exclude|suggest(?:s|ive of|ing)?|versus|question of|likely|concern for"
+_NEGATION_BEHIND = (
+    r"(?:(?:is|are|was|were|has|have|been) )*"
+    r"(?:not (?:seen|identified|present|visible|demonstrated)|absent|resolved|excluded|ruled out|cleared)"
+)
+_UNCERTAIN_BEFORE = (
+    r"possibl[ey]|probabl[ey]|may (?:represent|be|reflect)|might|suspicio(?:n|us) (?:of|for)|cannot exclude|"
+    r"suggest(?:s|ive of|ing)?|versus|question of|likely|concern for"
+)
 _UNCERTAIN_BEHIND = r"(?:is|are)? ?(?:(?:possible|suspected|questionable|not excluded)|cannot be excluded|(?:is|are) likely)"
 _END_OF_REACH = r";|:|\bbut\b|\bhowever\b|\balthough\b|\bexcept\b|\bapart from\b|\bwhile\b|\bwith\b"
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+|(?<=[a-z])\.(?=[A-Z])")
@@ -73,7 +78,7 @@ _NAMES = list(FINDINGS)
 
 
 def read_findings(text: str) -> dict[str, str]:
-    """The findings that a text names, each present, absent or uncertain; named twice, present wins over uncertain over absent.
+    """The findings that a text names: present, absent or uncertain. Of two mentions present wins, then uncertain.
 
     Example:
         >>> read_findings("No pneumothorax. Small left pleural effusion; possible consolidation.")
@@ -148,10 +153,8 @@ def finding_scores(answers: Sequence[str], references: Sequence[str]) -> list[Me
         >>> [m.score for m in finding_scores(["No effusion. Fracture."], ["Effusion. Fracture."])]
         [0.5, 0.5, 0.5]
     """
-    pairs = [
-        (set(read_findings(a).items()), set(read_findings(r).items())) for a, r in zip(answers, references, strict=True)
-    ]
-    rows = np.array([[len(a & r), len(a), len(r)] for a, r in pairs], float).reshape(-1, 3)
+    read = [[set(read_findings(text).items()) for text in pair] for pair in zip(answers, references, strict=True)]
+    rows = np.array([[len(a & r), len(a), len(r)] for a, r in read], float).reshape(-1, 3)
     right = sum(reading == case.polarity for case, reading in check())
     signature = (
         f"{len(FINDINGS)} findings with polarity|NegEx-like reader, right on {right} of its {len(CASES)} test sentences|"

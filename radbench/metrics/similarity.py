@@ -7,14 +7,33 @@ Both see what a text is about and not what it says of it: "No pleural effusion."
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..statistics import Array, Measurement, mean_of
 from .errors import MetricError
 
 BATCH = 64
+
+
+class _States(NamedTuple):
+    """Of one text: normalised token states (tokens, width), which of them are no special tokens, the normalised mean."""
+
+    tokens: Array
+    weighs: NDArray[np.bool_]
+    mean: Array
+
+
+def _greedy_f1(answer: _States, reference: _States) -> float:
+    """F1 of the mean best match of the tokens of each text; 1 for two texts without tokens, 0 where one has none."""
+    if not answer.weighs.any() or not reference.weighs.any():
+        return float(answer.weighs.any() == reference.weighs.any())
+    similarity = answer.tokens @ reference.tokens.T
+    precision = similarity.max(axis=1)[answer.weighs].mean()
+    recall = similarity.max(axis=0)[reference.weighs].mean()
+    return float(2 * precision * recall / (precision + recall))
 
 
 class TextModel:
@@ -45,7 +64,7 @@ class TextModel:
         weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
         digest = hashlib.sha256(b"".join(file.read_bytes() for file in weights)).hexdigest()[:12]
         self.name = f"{self._model.config.model_type}, weights sha256 {digest}"
-        self._states: dict[str, tuple[Array, Array]] = {}
+        self._states: dict[str, _States] = {}
 
     def measure(self, answers: Sequence[str], references: Sequence[str]) -> list[Measurement]:
         """BERTScore F1 and cosine similarity, as means over answers."""
@@ -54,24 +73,18 @@ class TextModel:
     def bert_score(self, answers: Sequence[str], references: Sequence[str]) -> Measurement:
         """BERTScore F1 (Zhang et al., ICLR 2020): each token is matched with the closest token of the other text.
 
-        All tokens weigh the same (no idf) and scores are not rescaled, as `bert_score` does by default; the first and the last
-        token ([CLS] and [SEP]) match in precision and recall as in that package.
+        As in the package `bert_score` by default: all tokens weigh the same (no idf), scores are not rescaled, and special
+        tokens ([CLS], [SEP]) are there to be matched and weigh nothing.
         """
         self._encode([*answers, *references])
-        scores = [self._f1(self._states[a][0], self._states[r][0]) for a, r in zip(answers, references, strict=True)]
+        scores = [_greedy_f1(self._states[a], self._states[r]) for a, r in zip(answers, references, strict=True)]
         return mean_of("BERTScore", scores, f"F1|{self.name}|layer {self.layer}|no idf|not rescaled|mean of answers")
 
     def cosine(self, answers: Sequence[str], references: Sequence[str]) -> Measurement:
         """Cosine of the mean token states (last layer) of answer and reference."""
         self._encode([*answers, *references])
-        scores = [float(self._states[a][1] @ self._states[r][1]) for a, r in zip(answers, references, strict=True)]
+        scores = [float(self._states[a].mean @ self._states[r].mean) for a, r in zip(answers, references, strict=True)]
         return mean_of("cosine", scores, f"mean of tokens, last layer|{self.name}|mean of answers")
-
-    @staticmethod
-    def _f1(answer: Array, reference: Array) -> float:
-        similarity = answer @ reference.T
-        precision, recall = similarity.max(axis=1).mean(), similarity.max(axis=0).mean()
-        return float(2 * precision * recall / (precision + recall))
 
     def _encode(self, texts: Sequence[str]) -> None:
         """Keep normalised token states of `layer` and the normalised mean of the last layer for each text that is new."""
@@ -80,11 +93,14 @@ class TextModel:
         new = sorted({text for text in texts if text not in self._states}, key=len)
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
-            inputs = self._tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+            inputs = self._tokenizer(
+                batch, padding=True, truncation=True, return_special_tokens_mask=True, return_tensors="pt"
+            )
+            special = inputs.pop("special_tokens_mask").bool()
             with torch.inference_mode():
                 states = self._model(**inputs, output_hidden_states=True).hidden_states
-            masks = inputs["attention_mask"].bool()
-            for text, tokens, last, mask in zip(batch, states[self.layer], states[-1], masks, strict=True):
-                kept = torch.nn.functional.normalize(tokens[mask].float(), dim=-1)
-                mean = torch.nn.functional.normalize(last[mask].float().mean(dim=0), dim=-1)
-                self._states[text] = (np.asarray(kept, float), np.asarray(mean, float))
+            for i, text in enumerate(batch):
+                kept = inputs["attention_mask"][i].bool()
+                tokens = torch.nn.functional.normalize(states[self.layer][i][kept].float(), dim=-1)
+                mean = torch.nn.functional.normalize(states[-1][i][kept].float().mean(dim=0), dim=-1)
+                self._states[text] = _States(tokens.double().numpy(), ~special[i][kept].numpy(), mean.double().numpy())
