@@ -6,7 +6,7 @@ from html import escape
 from math import cos, pi, sin
 from typing import Any
 
-RADIUS, WIDTH, HEIGHT = 118.0, 430, 330
+RADIUS, WIDTH, HEIGHT = 112.0, 500, 320
 RINGS = (0.25, 0.5, 0.75, 1.0)
 SIDE = 240.0  # of the reliability diagram
 MARGIN = 46.0

@@ -3,13 +3,14 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .items import Item
-from .metrics import calibration, closed, likelihoods, overlap
+from .metrics import calibration, closed, external, likelihoods, overlap
 from .metrics.findings import finding_scores
 from .metrics.medical_terms import Extractor, term_scores
 from .metrics.similarity import TextModel
-from .predictions import Prediction
+from .predictions import SCAN, Prediction
 from .statistics import Measurement
 
 # Questions whose right answer is a label of a small set, whatever the form.
@@ -38,11 +39,13 @@ class Tools:
         extractor: finds the medical terms of a text; None leaves term precision and recall out.
         text_model: a local language model for BERTScore and cosine; None leaves them out.
         labels: task of the records → the answers that open questions of this task have.
+        external: metric of `metrics.external` → the CSV of its scores, for answers under the condition "scan".
     """
 
     extractor: Extractor | None = None
     text_model: TextModel | None = None
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    external: Mapping[str, Path] = field(default_factory=dict)
 
 
 def labels_of(items: Sequence[Item]) -> dict[str, list[str]]:
@@ -154,4 +157,13 @@ def _texts(pairs: Sequence[Pair], tools: Tools) -> list[Measurement]:
         measured += finding_scores(answers, references)
     if tools.text_model is not None:
         measured += tools.text_model.measure(answers, references)
+    if needs_external(pairs):
+        ids = [pair.item.id for pair in pairs]
+        measured += [external.read_scores(name, file, ids) for name, file in tools.external.items()]
     return measured
+
+
+def needs_external(pairs: Sequence[Pair]) -> bool:
+    """Whether external metrics score these answers: texts, of the model itself."""
+    item, condition = pairs[0].item, pairs[0].prediction.condition
+    return condition == SCAN and not has_labels(item.bench_task, item.form)

@@ -149,7 +149,7 @@ def _overview(scores: Mapping[str, Any]) -> dict[str, Any] | None:
     """The radar over all kinds of question, by their main metric; None where there are fewer than three."""
     axes = [(key, main_metric(*key)) for key in keys_of(scores)]
     return _radar(
-        scores, "Main metric of each kind of question", axes, [f"{key[0]}\n{FORM_TITLES[key[1]]}" for key, _ in axes]
+        scores, "Main metric of each kind of question", axes, [f"{key[0]}\n{key[1].replace('_', '/')}" for key, _ in axes]
     )
 
 
@@ -191,8 +191,15 @@ def _task_radar(scores: Mapping[str, Any], keys: Sequence[tuple[str, str]]) -> d
 
 
 def _axis_name(metric: str, form: str) -> str:
-    name = metric.split(" (")[0]
-    return f"{name}\n{form.replace('_', '/')}" if form else name
+    """In two lines: the metric, then its reading and the form of question.
+
+    Example:
+        >>> _axis_name("balanced accuracy (lenient)", "yes_no")
+        'balanced accuracy\\nlenient, yes/no'
+    """
+    name, _, reading = metric.rstrip(")").partition(" (")
+    second = ", ".join(dict.fromkeys(part for part in (reading, form.replace("_", "/")) if part))
+    return f"{name}\n{second}" if second else name
 
 
 def _part(

@@ -109,9 +109,9 @@ def score(items: Sequence[Item], predictions: Iterable[Prediction], tools: Tools
         for condition in conditions:
             if found := pairs.get((key, condition)):
                 groups = groups_of(found)
-                scores += [_entry(key, condition, m, groups) for m in measure(found, tools)]
+                scores += [score_entry(key, condition, m, groups) for m in measure(found, tools)]
                 if condition in STABILITY and scan:
-                    scores.append(_entry(key, condition, *_stability(scan, found)))
+                    scores.append(score_entry(key, condition, *_stability(scan, found)))
                 elif condition != SCAN and scan:
                     significance.append(_compare(key, condition, scan, found, tools))
         breakdowns += _breakdowns(key, scan, tools)
@@ -150,7 +150,8 @@ def groups_of(pairs: Sequence[Pair]) -> list[str]:
     return [pair.item.group for pair in pairs]
 
 
-def _entry(key: Key, condition: str, measurement: Measurement, groups: Sequence[str]) -> dict[str, Any]:
+def score_entry(key: Key, condition: str, measurement: Measurement, groups: Sequence[str]) -> dict[str, Any]:
+    """A row of `scores.json`."""
     value = measurement.score
     return {
         "bench_task": key[0],
@@ -209,7 +210,7 @@ def _breakdowns(key: Key, pairs: Sequence[Pair], tools: Tools) -> list[dict[str,
             parts[getattr(pair.item, by) or "unknown"].append(pair)
         if len(parts) > 1:
             for name, part in sorted(parts.items()):
-                entry = _entry(key, SCAN, main_measurement(part, tools), groups_of(part))
+                entry = score_entry(key, SCAN, main_measurement(part, tools), groups_of(part))
                 rows.append({"by": by, "part": name, **entry})
     return rows
 

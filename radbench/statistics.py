@@ -112,11 +112,11 @@ def cluster_interval(measurement: Measurement, groups: Sequence[Hashable], seed:
         low, high = wilson(round(score * n), n)
         return Interval(low, high, "Wilson, n = groups")
     if n < 2:
-        return Interval(None, None, "one group: no interval")
+        return Interval(None, None, "none: one patient")
     values = _resample(sums, measurement.value, seed)
     values = values[~np.isnan(values)]
     if len(values) == 0 or values.min() == values.max():
-        return Interval(None, None, "all groups equal: no interval")
+        return Interval(None, None, "none: all patients alike")
     total = sums.sum(axis=0)
     jackknife = measurement.value(total - sums)
     low, high = _bca(values, score, jackknife[~np.isnan(jackknife)])

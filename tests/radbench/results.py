@@ -22,8 +22,15 @@ def make_item(number: int, form: str, bench_task: str, reference: str, options: 
     question = Message("user", (Part("image"), Part("text", f"Question {number}?")))
     record = f"test/{number}/{bench_task}/0"
     task = {"vqa": "vqa", "report": "report", "rationale": "rationale"}.get(bench_task, bench_task)
-    values = {"group": f"{number // 2:04x}", "source": "test", "modality": "CT" if number % 3 else "MRI", "body_part": "head"}
-    return Item(f"{record}#{form}", record, form, task, bench_task, (question,), tuple(options), reference, **{**values, **more})
+    values = {
+        "group": f"{number // 2:04x}",
+        "source": "test",
+        "modality": "CT" if number % 3 else "MRI",
+        "body_part": "head",
+    }
+    return Item(
+        f"{record}#{form}", record, form, task, bench_task, (question,), tuple(options), reference, **{**values, **more}
+    )
 
 
 def make_items(count: int = 24) -> list[Item]:
@@ -65,6 +72,12 @@ def write_results(folder: Path, items: Sequence[Item], predictions: Sequence[Pre
     folder.mkdir(parents=True, exist_ok=True)
     write_items(items, folder / "items.jsonl")
     write_predictions(predictions, folder / "predictions.jsonl")
-    run = {"model": model, "items_fingerprint": fingerprint(items), "data_fingerprint": "0" * 8, "settings": {}, "warnings": []}
+    run = {
+        "model": model,
+        "items_fingerprint": fingerprint(items),
+        "data_fingerprint": "0" * 8,
+        "settings": {},
+        "warnings": [],
+    }
     (folder / "run.json").write_text(json.dumps(run))
     return folder
