@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import PACKAGE, refuse
+from .common import find_model, refuse
 
 bench = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -100,6 +100,8 @@ def run_benchmark(
     """
     from radfm.medmd.schema import DataError
     from radfm.radbench.items import BenchError
+    from radfm.radbench.models.base import Model
+    from radfm.radbench.models.endpoint import Endpoint
     from radfm.radbench.models.load import LoadOptions, load_model
     from radfm.radbench.processes import join_processes
     from radfm.radbench.run import RunOptions, run
@@ -107,13 +109,19 @@ def run_benchmark(
     if endpoint and not model:
         refuse("--endpoint needs --model: the name of a model on that server.")
     options = RunOptions(data, out, items, seed, batch_size, stability, train_data)
-    try:
-        processes = join_processes()
+    name = model if endpoint else find_model(model)
+
+    def load() -> Model:
+        if endpoint:
+            return Endpoint(endpoint, name, max_new_tokens, slices)
         _register_radfm()
         loading = LoadOptions(device, dtype, max_new_tokens, slices, trust_remote_code, processes.local_rank)
-        asked = load_model(model or str(PACKAGE), loading)
+        return load_model(name, loading)
+
+    processes = join_processes()
+    try:
         with _progress_bar(processes.is_main) as progress:
-            run(options, asked, processes, progress)
+            run(options, load, processes, progress)
     except (BenchError, DataError, OSError) as error:
         refuse(str(error))
     if processes.is_main:

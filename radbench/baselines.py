@@ -58,7 +58,7 @@ class TrainingItems:
         self._constants: dict[tuple[str, ...], str] = {}
 
     def most_frequent(self, item: Item) -> str | None:
-        """The most frequent reference of the item's kind, of the options if there are any; of equals the first by alphabet."""
+        """The most frequent reference of the item's kind, of its options if there are any; of equals the first by name."""
         counts = Counter(each.reference for each in self._items(self._kind(item)))
         allowed = [answer for answer in counts if not item.options or answer in item.options]
         return min(allowed, key=lambda answer: (-counts[answer], answer), default=None)

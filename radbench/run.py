@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,9 @@ from .models.base import Model
 from .predictions import Prediction, write_predictions
 from .processes import Processes
 from .records import ScanReader, data_fingerprint, read_light
+from .report import write_report
 from .runner import Batch, Progress, plan_batches, read_journal, run_batches
+from .scores import score_run
 
 ITEMS_FILE, PREDICTIONS_FILE, RUN_FILE, JOURNAL = "items.jsonl", "predictions.jsonl", "run.json", ".journal"
 PACKAGES = ("radfm", "torch", "transformers", "numpy")
@@ -73,15 +75,21 @@ def load_items(data: Path, items: Path | None, seed: int) -> tuple[list[Item], d
     return frozen, records, []
 
 
-def run(options: RunOptions, model: Model, processes: Processes, progress: Progress) -> None:
-    """Ask a model all items in all conditions; write `items.jsonl`, `predictions.jsonl` and `run.json`.
+def run(options: RunOptions, load_model: Callable[[], Model], processes: Processes, progress: Progress) -> None:
+    """Ask a model all items in all conditions, and score the answers.
+
+    Args:
+        load_model: called when data and items are found to be in order, because weights take long to load.
+        processes: this process among those that share the run.
+        progress: called with the questions that are answered and the questions there are.
 
     Raises:
-        BenchError: the data, the items or the folder do not fit.
+        BenchError: the data, the items, the model or the folder do not fit.
         DataError: the data set is damaged.
     """
     out, journal = options.out, options.out / JOURNAL
     items, records, warnings = load_items(options.data, options.items, options.seed)
+    model = load_model()
     asked = items
     if not model.scores_options:
         asked = [item for item in items if item.form != "likelihood"]
@@ -102,6 +110,10 @@ def run(options: RunOptions, model: Model, processes: Processes, progress: Progr
         processes.wait()
         if processes.is_main:
             _finish(options, items, batches, model, settings, warnings)
+    if processes.is_main:
+        shutil.rmtree(journal, ignore_errors=True)
+        score_run(out)
+        write_report(out, str(options.data))
 
 
 def _settings(options: RunOptions, items: Sequence[Item], model: Model, conditions: Sequence[str]) -> dict[str, Any]:
@@ -147,7 +159,7 @@ def _finish(
     settings: dict[str, Any],
     warnings: list[str],
 ) -> None:
-    """Journals and baselines → `predictions.jsonl`; then the journals go."""
+    """Journals and baselines → `predictions.jsonl`, and what was seen on the way → `run.json`."""
     done = read_journal(options.out / JOURNAL)
     predictions: list[Prediction] = [prediction for number in range(len(batches)) for prediction in done[number]]
     training = draw(read_light(options.data, "train"), options.seed).items
@@ -159,7 +171,6 @@ def _finish(
         warnings.append(f"{leak['items']:,} items have the {kind} as the training data {leaks['data']}.")
     _write_json({**settings, "leak_check": leaks, "warnings": [*warnings, *model.warnings]}, options.out / RUN_FILE)
     write_predictions(predictions, options.out / PREDICTIONS_FILE)
-    shutil.rmtree(options.out / JOURNAL)
 
 
 def _write_json(value: dict[str, Any], file: Path) -> None:

@@ -1,12 +1,17 @@
 """A folder or Hub id → a model on its device."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from radfm.scan_radfm import first_line
+
 from ..items import BenchError
+from .image_text import ImageText
 from .local import LocalModel
 from .radfm import RadFM
 
@@ -47,12 +52,30 @@ def load_model(name: str, options: LoadOptions) -> LocalModel:
     dtype = "auto" if as_stored else getattr(torch, options.dtype.replace("auto", "float32"))
     logging.disable_progress_bar()
     trust = options.trust_remote_code
+    processor = _load_processor(name, trust)
     try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust)
         model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=trust, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise BenchError(f"{name}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
-    return RadFM(name, processor, model.eval().to(device), options.max_new_tokens)
+        raise BenchError(f"{name}: cannot be loaded ({first_line(error)})") from error
+    model = model.eval().to(device)
+    if model.config.model_type == "radfm":
+        return RadFM(name, processor, model, options.max_new_tokens)
+    return ImageText(name, processor, model, options.max_new_tokens, options.slices)
+
+
+def _load_processor(name: str, trust_remote_code: bool) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (ImportError, AttributeError) as error:
+        # transformers says ImportError, or AttributeError where a class that needs torchvision is missing.
+        if find_spec("torchvision") is None:
+            raise BenchError(
+                f"{name}: its processor needs torchvision, which is not installed; install the one that fits torch "
+                f"{torch.__version__}, or serve the model elsewhere and name it with --endpoint."
+            ) from error
+        raise BenchError(f"{name}: its processor cannot be loaded ({first_line(error)})") from error
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{name}: cannot be loaded ({first_line(error)})") from error
 
 
 def _find_device(device: str, local_rank: int) -> torch.device:
@@ -62,5 +85,5 @@ def _find_device(device: str, local_rank: int) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise BenchError(f"--device {device}: {str(error).strip().splitlines()[0]}") from error
+        raise BenchError(f"--device {device}: {first_line(error)}") from error
     return target

@@ -151,20 +151,27 @@ class LocalModel:
         self, prepared: Prepared, rows: Sequence[Row], encoded: Mapping[ScanKey, Any]
     ) -> dict[int, dict[str, Likelihood]]:
         """For each request with options, by its index, the log-probability of each option."""
-        texts, owners = [], []
+        answered, lengths, owners = [], [], []
         for index, (request, row) in enumerate(zip(prepared.requests, rows, strict=True)):
+            prompt_ids = self._ids(row.text) if request.options else []
             for option in request.options:
-                answered = self._answered(request, row.text, option, prepared.pixels)
-                texts.append(Row(answered, row.scans))
+                text = self._answered(request, row.text, option, prepared.pixels)
+                answered.append(Row(text, row.scans))
+                lengths.append(_length_behind(self._ids(text), prompt_ids))
                 owners.append((index, option))
         scores: dict[int, dict[str, Likelihood]] = {}
-        for group in self._scored_together(texts, encoded):
-            inputs = self._inputs([texts[number] for number in group], encoded, "right")
-            prompts = self._inputs([rows[owners[number][0]] for number in group], encoded, "right")
-            for number, likelihood in zip(group, self._log_probabilities(inputs, prompts), strict=True):
+        for group in self._scored_together(answered, encoded):
+            inputs = self._inputs([answered[number] for number in group], encoded, "right")
+            found = self._log_probabilities(inputs, [lengths[number] for number in group])
+            for number, likelihood in zip(group, found, strict=True):
                 index, option = owners[number]
                 scores.setdefault(index, {})[option] = likelihood
         return scores
+
+    def _ids(self, text: str) -> list[int]:
+        """The ids of a text; those of image marks do not matter, because they stand in the prompt."""
+        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _answered(self, request: Request, prompt: str, option: str, pixels: Mapping[ScanKey, Any]) -> str:
         """The prompt followed by an option as the assistant's answer, up to the end of its turn."""
@@ -179,32 +186,24 @@ class LocalModel:
     def _scored_together(self, rows: Sequence[Row], encoded: Mapping[ScanKey, Any]) -> list[list[int]]:
         groups: list[list[int]] = []
         for indices in self._batches(rows, encoded):
-            longest = max(len(self.processor.tokenizer(rows[index].text)["input_ids"]) for index in indices)
-            longest += max(len(rows[index].scans) for index in indices) * self._tokens_of_scan()
+            longest = max(len(rows[index].text) + len(rows[index].scans) * self._tokens_of_scan() for index in indices)
             step = max(MAX_SCORED_TOKENS // longest, 1)
             groups += [indices[start : start + step] for start in range(0, len(indices), step)]
         return groups
 
-    def _tokens_of_scan(self) -> int:
-        return 0
-
-    def _log_probabilities(self, inputs: dict[str, Any], prompts: dict[str, Any]) -> list[Likelihood]:
-        """Log-probabilities of what each row of `inputs` has behind the same row of `prompts`."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()  # (B, T), padded on the right
-        starts = _common_lengths(ids, mask, prompts["input_ids"], prompts["attention_mask"].bool())
-        ends = mask.sum(1)
+    def _log_probabilities(self, inputs: dict[str, Any], lengths: Sequence[int]) -> list[Likelihood]:
+        """Log-probabilities of the last `lengths` tokens of each row; rows are padded on the right."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]  # (B, T)
+        ends = mask.sum(1, keepdim=True)
+        starts = ends - torch.tensor(lengths, device=ids.device)[:, None]
         positions = torch.arange(ids.shape[1], device=ids.device)
+        scored = (positions >= starts) & (positions < ends)  # (B, T)
         # Token t is predicted by the logits at t - 1; all rows need those positions that any of them needs.
-        scored = (positions >= starts[:, None]) & (positions < ends[:, None])  # (B, T)
         needed = scored.any(0).nonzero()[:, 0]
         logits = self.model(**inputs, logits_to_keep=needed - 1).logits  # (B, needed, vocabulary)
         nll = F.cross_entropy(logits.float().transpose(1, 2), ids[:, needed], reduction="none")
-        kept = scored[:, needed]
-        sums = -(nll * kept).sum(1)
-        return [
-            Likelihood(round(total, DECIMALS), tokens)
-            for total, tokens in zip(sums.tolist(), kept.sum(1).tolist(), strict=True)
-        ]
+        sums = -(nll * scored[:, needed]).sum(1)
+        return [Likelihood(round(total, DECIMALS), length) for total, length in zip(sums.tolist(), lengths, strict=True)]
 
 
 def _identify(name: str, model: Any) -> dict[str, Any]:
@@ -216,13 +215,13 @@ def _identify(name: str, model: Any) -> dict[str, Any]:
     return {"name": name, "files": {file.name: file_sha256(file) for file in files}}
 
 
-def _common_lengths(
-    ids: torch.Tensor, mask: torch.Tensor, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor
-) -> torch.Tensor:
-    """How many tokens each row shares with its prompt from the start on: (B,). Both are padded on the right.
+def _length_behind(ids: Sequence[int], prompt_ids: Sequence[int]) -> int:
+    """How many ids there are behind those that a text shares with its prompt.
 
     The last token of a prompt may merge with the first letters of the answer; then scoring begins with the merged token.
     """
-    length = min(ids.shape[1], prompt_ids.shape[1])
-    same = (ids[:, :length] == prompt_ids[:, :length]) & mask[:, :length] & prompt_mask[:, :length]
-    return same.long().cumprod(1).sum(1)
+    shared = next(
+        (place for place, (one, other) in enumerate(zip(ids, prompt_ids, strict=False)) if one != other),
+        min(len(ids), len(prompt_ids)),
+    )
+    return len(ids) - shared

@@ -59,6 +59,11 @@ class RadFM(LocalModel):
         features = [encoded[key] for row in rows for key in row.scans]
         return {**inputs, "image_features": features} if features else dict(inputs)
 
+    def _ids(self, text: str) -> list[int]:
+        # Not by the tokenizer, which does not know `TYPED`.
+        ids: list[int] = self.processor(text=text, images_encoded=True)["input_ids"][0]
+        return ids
+
     def _shown_prompt(self, prompt: str) -> str:
         return prompt.replace(TYPED, "")
 
