@@ -1,10 +1,11 @@
-"""`radfm bench`: draw the items of RadBench from a data set, and ask a model."""
+"""`radfm bench`: draw the items of RadBench from a data set, ask a model, and what `bench_reports` makes of the answers."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .bench_reports import compare, publish, rate, score
 from .common import find_model, refuse
 
 bench = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -126,6 +127,10 @@ def run_benchmark(
         refuse(str(error))
     if processes.is_main:
         print(f"results in {out}")
+
+
+for command in (compare, rate, publish, score):
+    bench.command()(command)
 
 
 def _register_radfm() -> None:
