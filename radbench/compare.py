@@ -11,7 +11,7 @@ from .items import BenchError, Item, read_items
 from .predictions import SCAN, read_predictions
 from .readings import Pair, Tools, labels_of, main_measurement, main_metric, measure
 from .report import FORM_TITLES, TASK_TITLES, format_p, render_page
-from .scores import ALPHA, Key, default_tools, groups_of, pair_up, read_run, score_entry
+from .scores import ALPHA, Key, default_tools, groups_of, pair_up, read_run, score_entry, sort_keys
 from .summary import cell, table
 
 TEMPLATE = "compare.html.jinja"
@@ -63,7 +63,7 @@ def compare(folders: Sequence[Path], tools: Tools | None = None) -> dict[str, An
     tools = Tools(tools.extractor, tools.text_model, labels_of(shared))
     ids = {item.id for item in shared}
     rows, tests = [], []
-    for key in [key for key in runs[0].pairs if all(key in run.pairs for run in runs)]:
+    for key in sort_keys(set.intersection(*(set(run.pairs) for run in runs))):
         answered = set.intersection(ids, *({pair.item.id for pair in run.pairs[key]} for run in runs))
         if not answered:
             continue

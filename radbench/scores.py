@@ -100,7 +100,7 @@ def score(items: Sequence[Item], predictions: Iterable[Prediction], tools: Tools
     """
     pairs = pair_up(items, predictions)
     conditions = sorted({condition for _, condition in pairs}, key=lambda condition: (condition != SCAN, condition))
-    keys = sorted({key for key, _ in pairs}, key=lambda key: (BENCH_TASKS.index(key[0]), FORMS.index(key[1])))
+    keys = sort_keys({key for key, _ in pairs})
     if SCAN not in conditions:
         raise BenchError('no prediction has the condition "scan": there is nothing to score.')
     scores, breakdowns, significance, diagrams = [], [], [], {}
@@ -143,6 +143,11 @@ def pair_up(items: Sequence[Item], predictions: Iterable[Prediction]) -> dict[tu
             raise BenchError(f"{prediction.item}: is predicted and no item; predictions and items are of different runs.")
         found[(item.bench_task, item.form), prediction.condition].append(Pair(item, prediction))
     return dict(found)
+
+
+def sort_keys(keys: Iterable[Key]) -> list[Key]:
+    """Kinds of question in the order of the paper's tasks."""
+    return sorted(keys, key=lambda key: (BENCH_TASKS.index(key[0]), FORMS.index(key[1])))
 
 
 def groups_of(pairs: Sequence[Pair]) -> list[str]:

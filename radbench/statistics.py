@@ -120,6 +120,8 @@ def cluster_interval(measurement: Measurement, groups: Sequence[Hashable], seed:
     total = sums.sum(axis=0)
     jackknife = measurement.value(total - sums)
     low, high = _bca(values, score, jackknife[~np.isnan(jackknife)])
+    if high - low < 1e-9:  # as where every class is all right or all wrong: resamples differ too rarely to show a spread
+        return Interval(None, None, "none: all patients alike")
     return Interval(low, high, "cluster bootstrap, BCa")
 
 
@@ -208,7 +210,7 @@ def sign_flip_test(first: Measurement, second: Measurement, groups: Sequence[Has
         return Difference(float("nan"), float("nan"), 0, 0)
     sums = sum_by_group(differences[:, None], [group for group, kept in zip(groups, both, strict=True) if kept])[:, 0]
     moving = sums[np.abs(sums) > 1e-12]
-    if len(moving) == 0:
+    if len(moving) < 2:  # the sign of one patient alone can tell nothing, and SciPy refuses fewer than two
         return Difference(float(differences.mean()), 1.0, n, len(sums))
     test = stats.permutation_test(
         (moving,),

@@ -130,3 +130,14 @@ def test_two_calls_give_the_same_interval(patients):
     groups, right = patients
     measurement = mean_of("accuracy", right, "")
     assert cluster_interval(measurement, groups) == cluster_interval(measurement, groups)
+
+
+def test_one_patient_who_differs_proves_nothing():
+    first, second = mean_of("a", [1.0, 1.0, 0.0], ""), mean_of("a", [0.0, 1.0, 0.0], "")
+    assert sign_flip_test(first, second, "abc").p == 1
+
+
+def test_a_spread_that_cannot_be_seen_is_no_interval():
+    rows = np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]] * 5)
+    constant = statistics.Measurement("balanced", rows, lambda sums: np.full(sums.shape[:-1], 0.5), "")
+    assert cluster_interval(constant, range(10)).low is None
