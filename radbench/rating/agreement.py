@@ -44,9 +44,9 @@ def summarise(folder: Path) -> dict[str, Any]:
         rows.append(
             {
                 "model": model,
-                "mean": _mean(table[:, :, place]),
+                "mean": _known(_mean(table[:, :, place])),
                 "mean_interval": _ends(bootstrap_units(lambda drawn, p=place: _mean(table[:, drawn, p]), len(items))),
-                "rank": None if np.isnan(rank := _mean(ranks[:, :, place])) else rank,
+                "rank": _known(_mean(ranks[:, :, place])),
                 "rank_interval": _ends(bootstrap_units(lambda drawn, p=place: _mean(ranks[:, drawn, p]), len(items))),
                 "n": int((~np.isnan(table[:, :, place])).sum()),
             }
@@ -54,11 +54,11 @@ def summarise(folder: Path) -> dict[str, Any]:
     return {
         "questions": len(items),
         "raters": raters,
-        "alpha": None if np.isnan(alpha) else alpha,
+        "alpha": _known(alpha),
         "alpha_interval": _ends(interval),
         "alpha_kind": "no agreement can be given: no answer has two different raters, or all ratings are equal",
         "units": units,
-        "models": sorted(rows, key=lambda row: -row["mean"]),
+        "models": sorted(rows, key=lambda row: -1.0 if row["mean"] is None else row["mean"], reverse=True),
         "tasks": _by_task(folder, clicks),
     }
 
@@ -89,6 +89,10 @@ def _agreement(table: Array) -> tuple[float, Interval, int]:
 def _mean(values: Array) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def _ends(interval: Interval) -> list[float] | None:

@@ -1,12 +1,17 @@
 """Results folders for tests: items of several patients, and a model that answers as a function says."""
 
+import csv
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from radfm.medmd.build import BuildOptions, build
 from radfm.medmd.schema import Message, Part
-from radfm.radbench.items import Item, fingerprint, write_items
+from radfm.radbench.draw import draw
+from radfm.radbench.items import FORMS, Item, fingerprint, write_items
 from radfm.radbench.predictions import SCAN, Likelihood, Prediction, write_predictions
+from radfm.radbench.records import read_light
 
 REPORTS = (
     "No pleural effusion or pneumothorax. The heart is normal.",
@@ -81,3 +86,28 @@ def write_results(folder: Path, items: Sequence[Item], predictions: Sequence[Pre
     }
     (folder / "run.json").write_text(json.dumps(run))
     return folder
+
+
+def build_data(folder: Path, series_zips: Path, reports: Sequence[str] = REPORTS) -> Path:
+    """A data set of a CT series in the test split, with a report and a yes/no question a patient."""
+    source = folder / "source"
+    source.mkdir(parents=True)
+    shutil.copy(series_zips / "dicom_series_ct.zip", source / "ct.zip")
+    rows = []
+    for number, report in enumerate(reports):
+        rows.append(("Write a report.", report, "report", number))
+        rows.append(("Is there an effusion?", "yes" if "effusion" in report else "no", "diagnosis", number))
+    with open(source / "rows.csv", "w", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(("image", "question", "answer", "task", "group", "split"))
+        writer.writerows(("ct.zip", question, answer, task, f"p{number}", "test") for question, answer, task, number in rows)
+    build({"csv": source / "rows.csv"}, folder / "data", BuildOptions())
+    return folder / "data"
+
+
+def write_two_results(folder: Path, data: Path) -> list[Path]:
+    """Results of a model that copies the references and of one that answers the same to everything, on a built data set."""
+    items = draw(read_light(data, "test"), 0, FORMS).items
+    one = write_results(folder / "one", items, predict(items, copy_reference), "lab/one")
+    two = write_results(folder / "two", items, predict(items, lambda item: "no"), "lab/two")
+    return [one, two]
