@@ -105,7 +105,9 @@ def run_benchmark(
     from radfm.radbench.models.endpoint import Endpoint
     from radfm.radbench.models.load import LoadOptions, load_model
     from radfm.radbench.processes import join_processes
+    from radfm.radbench.report import write_report
     from radfm.radbench.run import RunOptions, run
+    from radfm.radbench.scores import score_run
 
     if endpoint and not model:
         refuse("--endpoint needs --model: the name of a model on that server.")
@@ -123,10 +125,12 @@ def run_benchmark(
     try:
         with _progress_bar(processes.is_main) as progress:
             run(options, load, processes, progress)
+        if processes.is_main:
+            score_run(out)
+            write_report(out, str(data))
+            print(f"results in {out}; open {out / 'report.html'}")
     except (BenchError, DataError, OSError) as error:
         refuse(str(error))
-    if processes.is_main:
-        print(f"results in {out}")
 
 
 for command in (compare, rate, publish, score):

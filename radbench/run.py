@@ -1,4 +1,4 @@
-"""One run: items and data → predictions, scores and report in a folder. Interrupted, the same call goes on."""
+"""One run: items and data → predictions in a folder. Interrupted, the same call goes on."""
 
 import json
 import shutil
@@ -19,9 +19,7 @@ from .models.base import Model
 from .predictions import Prediction, write_predictions
 from .processes import Processes
 from .records import ScanReader, data_fingerprint, read_light
-from .report import write_report
 from .runner import Batch, Progress, plan_batches, read_journal, run_batches
-from .scores import score_run
 
 ITEMS_FILE, PREDICTIONS_FILE, RUN_FILE, JOURNAL = "items.jsonl", "predictions.jsonl", "run.json", ".journal"
 PACKAGES = ("radfm", "torch", "transformers", "numpy")
@@ -76,7 +74,7 @@ def load_items(data: Path, items: Path | None, seed: int) -> tuple[list[Item], d
 
 
 def run(options: RunOptions, load_model: Callable[[], Model], processes: Processes, progress: Progress) -> None:
-    """Ask a model all items in all conditions, and score the answers.
+    """Ask a model all items in all conditions; write `items.jsonl`, `predictions.jsonl` and `run.json`.
 
     Args:
         load_model: called when data and items are found to be in order, because weights take long to load.
@@ -112,8 +110,6 @@ def run(options: RunOptions, load_model: Callable[[], Model], processes: Process
             _finish(options, items, batches, model, settings, warnings)
     if processes.is_main:
         shutil.rmtree(journal, ignore_errors=True)
-        score_run(out)
-        write_report(out, str(options.data))
 
 
 def _settings(options: RunOptions, items: Sequence[Item], model: Model, conditions: Sequence[str]) -> dict[str, Any]:
