@@ -3,6 +3,7 @@
 import typer
 
 from .ask import ask
+from .bench import bench
 from .convert import convert
 from .data import data
 from .demo import demo
@@ -21,6 +22,7 @@ for command in (ask, inspect, convert, demo, train, serve):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(push, name="push")
+app.add_typer(bench, name="bench")
 
 
 @app.callback()
