@@ -29,6 +29,8 @@ GENERATED = (
     "This model card has been generated automatically",
     "[More Information Needed]",
 )
+# Stands for the owner of a model that is no repository of the Hub yet.
+NOT_PUSHED = "OWNER/"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -89,7 +91,7 @@ def model_card(folder: Path, repo_id: str, changed: Mapping[str, bytes] | None =
 
     config, adapter = read("config.json") or {}, read("adapter_config.json")
     if adapter and not is_hub_id(adapter["base_model_name_or_path"]):
-        adapter = {**adapter, "base_model_name_or_path": f"OWNER/{Path(adapter['base_model_name_or_path']).name}"}
+        adapter = {**adapter, "base_model_name_or_path": f"{NOT_PUSHED}{Path(adapter['base_model_name_or_path']).name}"}
     training, conversion, scores = read("training.json"), read("conversion.json"), read("scores.json")
     kind = "adapter" if adapter else "vision" if config.get("model_type") == "radfm_vision" else "model"
     licence, terms = find_licence(conversion, training, adapter)
@@ -124,10 +126,8 @@ def model_card(folder: Path, repo_id: str, changed: Mapping[str, bytes] | None =
 
 def find_base(training: Mapping[str, Any] | None, adapter: Mapping[str, Any] | None) -> str | None:
     """The Hub id of the model that this one was made from."""
-    if adapter:
-        return str(adapter["base_model_name_or_path"])
-    base = (training or {}).get("base")
-    return base if base and "/" in base else None
+    base = adapter["base_model_name_or_path"] if adapter else (training or {}).get("base")
+    return base if base and "/" in base and not base.startswith(NOT_PUSHED) else None
 
 
 def find_licence(
@@ -137,7 +137,8 @@ def find_licence(
     terms = []
     if conversion and "decoder" in conversion:
         terms.append(
-            f"The decoder {conversion['decoder']} comes under its own licence, and the vision tower of the published RadFM under none that is stated."
+            f"The decoder {conversion['decoder']} comes under its own licence, and the vision tower of the published RadFM under "
+            "none that is stated."
         )
     elif conversion:
         terms.append(

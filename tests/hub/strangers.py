@@ -9,7 +9,7 @@ def environment(hub: OfflineHub, home: Path, **more: str) -> dict[str, str]:
     """Variables of a process that has its own cache and knows no other Hub."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON", "RADFM_", "COVERAGE"))}
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
-    return {**kept, **settings, "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", **more}
+    return {**kept, **settings, "OMP_NUM_THREADS": "1", **more}
 
 
 # Asks about a CT with the Auto classes alone.
