@@ -37,7 +37,8 @@ FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 def render(template: str, **facts: Any) -> str:
     """A card from a template."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     return environment.get_template(template).render(citation=CITATION, **facts)
@@ -67,7 +68,8 @@ def make_model_card(folder: Path, files: Mapping[str, Content], repo_id: str) ->
     if written and not any(part in written for part in GENERATED):
         if "license" not in split_front_matter(written)[0]:
             raise PushError(
-                f"{file}: names no licence. Begin it with front matter that has `license: …`, or remove the file, and a card is made."
+                f"{file}: names no licence. Begin it with front matter that has `license: …`, or remove the file: then a "
+                "card is made."
             )
         return written
     return model_card(folder, repo_id, {name: content for name, content in files.items() if isinstance(content, bytes)})
@@ -136,20 +138,17 @@ def find_licence(
     """The Hub's name of the licence of the weights, and the terms that lead to it, each a sentence."""
     terms = []
     if conversion and "decoder" in conversion:
-        terms.append(
-            f"The decoder {conversion['decoder']} comes under its own licence, and the vision tower of the published RadFM under "
-            "none that is stated."
-        )
+        terms.append(f"The decoder {conversion['decoder']} has its own licence; the published vision tower states none.")
     elif conversion:
-        terms.append(
-            "The published weights state no licence. They were trained from LLaMA, whose research licence allows no commercial use."
-        )
+        terms.append("The published weights state no licence. They derive from LLaMA, whose licence allows research alone.")
     base = find_base(training, adapter)
     if base:
         terms.append(f"The terms of {base}, from which these weights were trained, apply to them too.")
-    for row in (training or {}).get("data", ()):
-        if row["access"] != "open":
-            terms.append(f"The data of {row['source']} are not open ({row['licence']}, access: {row['access']}).")
+    terms += [
+        f"The data of {row['source']} are not open ({row['licence']}, access: {row['access']})."
+        for row in (training or {}).get("data", ())
+        if row["access"] != "open"
+    ]
     return ("other", terms) if terms else ("apache-2.0", [])
 
 
