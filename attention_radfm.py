@@ -30,9 +30,9 @@ from transformers.utils.generic import is_flash_attention_requested
 
 logger = logging.get_logger(__name__)
 
-# Environment variable that names RadFM's Triton kernels: "0" for none, a folder, or a kernel repository of the Hub, optionally
-# with "@revision". Without it, an installed package `radfm_kernels` is used, or the folder `kernels/` next to this file, or
-# the repository that the model's config names.
+# Environment variable that names RadFM's Triton kernels: "0" for none, a folder, or a kernel repository of the Hub, with or
+# without "@revision". Without it, an installed package `radfm_kernels` is used, or the folder `kernels/` next to this file,
+# or the repository that the model's config names.
 KERNELS = "RADFM_KERNELS"
 OFF = "0"
 # The interface of the kernels that this file calls: branch "v1" of a kernel repository.

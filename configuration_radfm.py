@@ -186,8 +186,8 @@ class RadFMVisionConfig(PreTrainedConfig):
         )
         _require(
             self.kernels is None or PINNED_REPOSITORY.fullmatch(self.kernels) is not None,
-            f"kernels={self.kernels!r} must be OWNER/NAME@COMMIT with the 40 digits of a commit: its code runs on the machine of "
-            "whoever loads the model, so it may not change.",
+            f"kernels={self.kernels!r} must be OWNER/NAME@COMMIT with the 40 digits of a commit: its code runs where the "
+            "model is loaded, so it may not change.",
         )
         super().__post_init__(**kwargs)
 

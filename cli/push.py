@@ -95,7 +95,7 @@ def dataset(
 def space(
     source: Annotated[Path, typer.Argument(help="The Space: space/ of the repository.")],
     repo_id: RepoArgument,
-    model: Annotated[str, typer.Option(help="The model that it shows, OWNER/NAME or OWNER/NAME@REVISION, on the Hub already.")],
+    model: Annotated[str, typer.Option(help="The model that it shows, OWNER/NAME or OWNER/NAME@REVISION.")],
     private: PrivateOption = False,
     dry_run: DryRunOption = False,
     revision: RevisionOption = "main",
@@ -129,7 +129,8 @@ def _push(
         if dry_run:
             for path, size in planned.sizes().items():
                 print(f"{size:>15,}  {path}")
-            print(f"{sum(planned.sizes().values()):>15,}  {len(planned.files)} files for {repo_id}, branch {planned.target.revision}")
+            total, branch = sum(planned.sizes().values()), planned.target.revision
+            print(f"{total:>15,}  {len(planned.files)} files for {repo_id}, branch {branch}")
             return
         commit = planned.upload(print)
     except PushError as error:

@@ -29,13 +29,16 @@ GENERATED = (
     "This model card has been generated automatically",
     "[More Information Needed]",
 )
+# Stands for the owner of a model that is no repository of the Hub yet.
+NOT_PUSHED = "OWNER/"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 def render(template: str, **facts: Any) -> str:
     """A card from a template."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     return environment.get_template(template).render(citation=CITATION, **facts)
@@ -65,7 +68,8 @@ def make_model_card(folder: Path, files: Mapping[str, Content], repo_id: str) ->
     if written and not any(part in written for part in GENERATED):
         if "license" not in split_front_matter(written)[0]:
             raise PushError(
-                f"{file}: names no licence. Begin it with front matter that has `license: …`, or remove the file, and a card is made."
+                f"{file}: names no licence. Begin it with front matter that has `license: …`, or remove the file: then a "
+                "card is made."
             )
         return written
     return model_card(folder, repo_id, {name: content for name, content in files.items() if isinstance(content, bytes)})
@@ -89,7 +93,7 @@ def model_card(folder: Path, repo_id: str, changed: Mapping[str, bytes] | None =
 
     config, adapter = read("config.json") or {}, read("adapter_config.json")
     if adapter and not is_hub_id(adapter["base_model_name_or_path"]):
-        adapter = {**adapter, "base_model_name_or_path": f"OWNER/{Path(adapter['base_model_name_or_path']).name}"}
+        adapter = {**adapter, "base_model_name_or_path": f"{NOT_PUSHED}{Path(adapter['base_model_name_or_path']).name}"}
     training, conversion, scores = read("training.json"), read("conversion.json"), read("scores.json")
     kind = "adapter" if adapter else "vision" if config.get("model_type") == "radfm_vision" else "model"
     licence, terms = find_licence(conversion, training, adapter)
@@ -124,10 +128,8 @@ def model_card(folder: Path, repo_id: str, changed: Mapping[str, bytes] | None =
 
 def find_base(training: Mapping[str, Any] | None, adapter: Mapping[str, Any] | None) -> str | None:
     """The Hub id of the model that this one was made from."""
-    if adapter:
-        return str(adapter["base_model_name_or_path"])
-    base = (training or {}).get("base")
-    return base if base and "/" in base else None
+    base = adapter["base_model_name_or_path"] if adapter else (training or {}).get("base")
+    return base if base and "/" in base and not base.startswith(NOT_PUSHED) else None
 
 
 def find_licence(
@@ -136,19 +138,17 @@ def find_licence(
     """The Hub's name of the licence of the weights, and the terms that lead to it, each a sentence."""
     terms = []
     if conversion and "decoder" in conversion:
-        terms.append(
-            f"The decoder {conversion['decoder']} comes under its own licence, and the vision tower of the published RadFM under none that is stated."
-        )
+        terms.append(f"The decoder {conversion['decoder']} has its own licence; the published vision tower states none.")
     elif conversion:
-        terms.append(
-            "The published weights state no licence. They were trained from LLaMA, whose research licence allows no commercial use."
-        )
+        terms.append("The published weights state no licence. They derive from LLaMA, whose licence allows research alone.")
     base = find_base(training, adapter)
     if base:
         terms.append(f"The terms of {base}, from which these weights were trained, apply to them too.")
-    for row in (training or {}).get("data", ()):
-        if row["access"] != "open":
-            terms.append(f"The data of {row['source']} are not open ({row['licence']}, access: {row['access']}).")
+    terms += [
+        f"The data of {row['source']} are not open ({row['licence']}, access: {row['access']})."
+        for row in (training or {}).get("data", ())
+        if row["access"] != "open"
+    ]
     return ("other", terms) if terms else ("apache-2.0", [])
 
 

@@ -50,7 +50,10 @@ def explain(error: BaseException, repo_id: str, repo_type: str) -> str | None:
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
         # The client wraps what ended the upload of one file. Where other uploads share a connection that broke, that is a
         # RuntimeError of its own ("the client has been closed").
-        return explain(error.__cause__, repo_id, repo_type) or f"{_reason(error)} {_reason(error.__cause__)} Try again: {AGAIN}."
+        return (
+            explain(error.__cause__, repo_id, repo_type)
+            or f"{_reason(error)} {_reason(error.__cause__)} Try again: {AGAIN}."
+        )
     if isinstance(error, HTTPError | ConnectionError | TimeoutError):
         return f"The connection to the Hub broke ({_reason(error)}): {AGAIN}."
     # create_commit raises a plain ValueError where the Hub refuses the front matter of README.md.
@@ -72,8 +75,8 @@ def _refusal(error: HfHubHTTPError, repo_id: str, repo_type: str) -> str:
         )
     if status == 403 and repo_type == "kernel":
         return (
-            f"{repo_id}: the account may not create kernel repositories (403): ask for kernel creation in the account settings "
-            f"of the Hub (https://huggingface.co/settings/account), and push again.{message}"
+            f"{repo_id}: the account may not create kernel repositories (403): ask for kernel creation in the "
+            f"settings of the account (https://huggingface.co/settings/account), and push again.{message}"
         )
     if status == 403:
         return f"{repo_id}: the token may not write there (403): use another owner, or a token that may write.{message}"

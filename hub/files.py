@@ -1,4 +1,4 @@
-"""Which files of a model's folder go to the Hub. What is not listed here stays: optimiser states, training_args.bin, .venv."""
+"""Which files of a model's folder go to the Hub. What is not listed stays: optimiser states, training_args.bin, .venv."""
 
 import json
 import re
@@ -35,7 +35,14 @@ PROCESSOR = (
 )
 WITH_AUTO_MAP = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 # What the card is made of, and what the Space shows.
-FACTS = ("conversion.json", "training.json", "scores.json", "tasks.json", "training/demo/scores.json", "training/demo/tasks.json")
+FACTS = (
+    "conversion.json",
+    "training.json",
+    "scores.json",
+    "tasks.json",
+    "training/demo/scores.json",
+    "training/demo/tasks.json",
+)
 CODE = "*_radfm.py"
 LICENCE, CARD = "LICENSE", "README.md"
 # Files that README.md shows or links, if they lie in the folder.
@@ -90,7 +97,8 @@ def modules_of(config: Any) -> set[str]:
         return set().union(*map(modules_of, config))
     if not isinstance(config, dict):
         return set()
-    references = [name for value in config.get("auto_map", {}).values() for name in (value if isinstance(value, list) else [value])]
+    values = config.get("auto_map", {}).values()
+    references = [name for value in values for name in (value if isinstance(value, list) else [value])]
     modules = {match[1] for name in references if isinstance(name, str) and (match := CLASS_REFERENCE.match(name))}
     return modules.union(*(modules_of(value) for key, value in config.items() if key != "auto_map"))
 

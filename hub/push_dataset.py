@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from radfm.medmd.card import STRICTEST, card
+from radfm.medmd.card import card
 from radfm.medmd.publish import read_manifest
 from radfm.medmd.sources import find_source
 
@@ -34,12 +34,13 @@ def plan_dataset(folder: Path, target: Target) -> Push:
     closed = [source.name for source in sources if source.access in NOT_TO_BE_PASSED_ON]
     if closed and not target.private:
         raise PushError(
-            f"{folder}: the terms of {', '.join(closed)} forbid to pass the data on, so the repository may not be public; add "
-            "--private, and check whether the terms allow that."
+            f"{folder}: the terms of {', '.join(closed)} forbid to pass the data on, so the repository may not be "
+            "public; add --private, and check whether the terms allow that."
         )
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     plots = [file.relative_to(folder).as_posix() for file in sorted((folder / "plots").glob("*.png"))]
-    files: dict[str, Content] = {name: folder / name for name in (*manifest["files"], *plots, "manifest.json", "croissant.json")}
+    names = (*manifest["files"], *plots, "manifest.json", "croissant.json")
+    files: dict[str, Content] = {name: folder / name for name in names}
     files["README.md"] = card(manifest, report, sources, plots, target.repo_id).encode()
     refuse_local_paths(files)
     return Push(target, files, replaced=("*.parquet", "plots/*"))

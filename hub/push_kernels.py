@@ -38,7 +38,7 @@ def plan_kernels(folder: Path, target: Target) -> Push:
 def _load_builder(folder: Path) -> ModuleType:
     file = folder / "build.py"
     if not file.is_file() or not (folder / "build.toml").is_file():
-        raise PushError(f"{folder}: is no kernel project (build.toml and build.py); name the folder kernels/ of the repository.")
+        raise PushError(f"{folder}: is no kernel project (build.toml, build.py); name kernels/ of the repository.")
     spec = importlib.util.spec_from_file_location("radfm_build_kernels", file)
     assert spec is not None and spec.loader is not None
     builder = importlib.util.module_from_spec(spec)

@@ -26,7 +26,7 @@ from .files import (
     refuse_local_paths,
     write_json,
 )
-from .upload import Content, Push, Target, find_commit
+from .upload import Push, Target, find_commit
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CLASS_OF = {"radfm": "RadFMForConditionalGeneration", "radfm_vision": "RadFMVisionModel"}

@@ -3,7 +3,7 @@
     python kernels/build.py            # writes kernels/build/
     python kernels/build.py OUT        # writes OUT/build/, and the rest of the repository beside it
 
-`radfm push kernels` uploads the result. This file does for the project, which has nothing to compile, what kernel-builder does
+`radfm push kernels` uploads the result. This file does for a project without anything to compile what kernel-builder does
 (https://huggingface.co/docs/kernels/builder/writing-kernels, kernel-requirements): it gives the operators a namespace of the
 build's own, so that two versions can be loaded in one process, fills in CARD.md, and writes `metadata.json` with the compute
 capabilities and a digest of each file.
@@ -28,7 +28,7 @@ OPS_FILE = "_ops.py"
 ARCHS = {"cuda": ["8.0+PTX"]}
 
 # The package in a folder of its name, for versions of `kernels` that look for it there.
-COMPATIBILITY = '''"""The same module as in the folder above, for versions of `kernels` that import a folder named like the kernel."""
+COMPATIBILITY = '''"""The module of the folder above, for versions of `kernels` that import it from a folder of its name."""
 
 import importlib.util
 import sys

@@ -80,9 +80,7 @@ def _rows(name: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return [*rows[:MAX_ROWS], *([(f"{len(rest)} more", sum(count for _, count in rest))] if rest else [])]
 
 
-def _metadata(
-    manifest: Mapping[str, Any], sources: Sequence[Source], access: str, configs: Sequence[str]
-) -> dict[str, Any]:
+def _metadata(manifest: Mapping[str, Any], sources: Sequence[Source], access: str, configs: Sequence[str]) -> dict[str, Any]:
     """The front matter: licence, size, and which files are which config and split."""
     licences = {source.licence for source in sources}
     records = manifest["records"]

@@ -31,6 +31,7 @@ NAMES = {
 # Words of commands and blocks that need what is not here.
 NEEDS_MORE = {
     "radfm demo": "serves until it is stopped",
+    "radfm push": "needs an account of the Hub; tests/hub has a Hub of its own",
     "radfm train": "trains for minutes; tests/training does that",
     "torchrun": "trains on several processes; tests/training does that",
     "radfm data": "needs the reader's own data; tests/medmd builds data sets",

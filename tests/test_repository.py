@@ -25,7 +25,7 @@ NOT_COPIED = shutil.ignore_patterns(
 # Rooms that need an extra of the package.
 EXTRAS_OF = {"space": ["space"], "medmd": ["data", "ray"], "training": ["train", "data"], "radbench": ["bench", "data", "small"]}
 # Imported by tests, and installed with the distribution named here.
-COMES_WITH = {"gradio_client": "gradio", "mcp": "gradio", "starlette": "gradio", "yaml": "omegaconf"}
+COMES_WITH = {"gradio_client": "gradio", "mcp": "gradio", "starlette": "gradio", "fastapi": "gradio", "uvicorn": "gradio"}
 
 
 def distribution(requirement: str) -> str:

@@ -16,7 +16,6 @@ from strangers import environment
 from radfm.load_scan_radfm import load_scan
 
 
-
 @pytest.fixture(scope="session")
 def hub() -> Iterator[OfflineHub]:
     with OfflineHub() as server:

@@ -164,9 +164,9 @@ def make_app(hub: OfflineHub) -> FastAPI:
                 raise ConnectionResetError  # uvicorn closes the connection after a 500 without a body
             return problem(failure.status, failure.message)
         writes = request.method in ("POST", "PUT", "DELETE") and "/paths-info/" not in request.url.path
-        if writes and hub.token is not None and request.url.path.startswith("/api/"):
-            if request.headers.get("authorization") != f"Bearer {hub.token}":
-                return problem(401, "Invalid username or password.")
+        guarded = writes and hub.token is not None and request.url.path.startswith("/api/")
+        if guarded and request.headers.get("authorization") != f"Bearer {hub.token}":
+            return problem(401, "Invalid username or password.")
         return await call_next(request)
 
     add_account_routes(app, hub)
@@ -317,8 +317,9 @@ def tree_entries(files: dict[str, Blob], folder: str, recursive: bool) -> list[d
                 size = len(pointer(blob.sha256, len(blob.content)))
                 entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": size}
             entries.append(entry)
-    names = [{"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()} for path in folders]
-    return sorted(entries + names, key=lambda entry: entry["path"])
+    oids = {path: hashlib.sha1(path.encode()).hexdigest() for path in folders}
+    entries += [{"type": "directory", "path": path, "size": 0, "oid": oid} for path, oid in oids.items()]
+    return sorted(entries, key=lambda entry: entry["path"])
 
 
 def add_read_routes(app: FastAPI, hub: OfflineHub) -> None:

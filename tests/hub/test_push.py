@@ -66,7 +66,14 @@ def test_only_files_of_the_allow_list_go_up(saved, push, empty_hub):
     assert push("model", saved, "me/radfm")[0] == 0
     code = {file.name for file in saved.glob("*_radfm.py")}
     assert {"modeling_radfm.py", "configuration_radfm.py"} <= code
-    assert names_of(empty_hub) == {"config.json", "generation_config.json", "model.safetensors", "LICENSE", "README.md", *code}
+    assert names_of(empty_hub) == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "LICENSE",
+        "README.md",
+        *code,
+    }
 
 
 def test_a_branch_is_created_and_a_repository_private(saved, push, empty_hub):

@@ -8,6 +8,7 @@ from strangers import ask, python_block
 
 pytestmark = pytest.mark.slow  # pushes models in one process, and loads each in a process of its own: minutes
 
+
 @pytest.fixture(scope="module")
 def pushed(hub, run_as_owner, published, tmp_path_factory):
     """Name of each way → None, or the error with which the push ended."""
