@@ -142,9 +142,8 @@ def main() -> None:
     server = Server(arguments.model, arguments.device)
     try:
         load(server, 1, [new_scan(10**9 + i) for i in range(5)])  # warm
-        print(
-            "| clients | requests | median | 90 % | 99 % | answers/s | against one at a time |\n|---|---|---|---|---|---|---|"
-        )
+        print("| clients | requests | median | 90 % | 99 % | answers/s | against one at a time |")
+        print("|---|---|---|---|---|---|---|")
         alone = load(server, 1, [new_scan(i) for i in range(arguments.requests)])
         print(alone.row(alone))
         many = load(server, arguments.clients, [new_scan(10**6 + i) for i in range(arguments.requests)])
@@ -163,8 +162,9 @@ def main() -> None:
         server.process.wait(60)
 
     one_by_one, batch = batch_ratio(arguments.model, arguments.device)
+    ratio = one_by_one / batch
     print(
-        f"\n{BATCH} answers of 16 tokens: one by one {one_by_one:.2f} s, one batch {batch:.2f} s, {one_by_one / batch:.1f} times as fast"
+        f"\n{BATCH} answers of 16 tokens: one by one {one_by_one:.2f} s, one batch {batch:.2f} s: {ratio:.1f} times as fast"
     )
 
 

