@@ -33,6 +33,9 @@ def score(
     export_texts: Annotated[
         Path | None, typer.Option(help="Write hyps.txt, refs.txt and ids.txt there, for metrics that need weights.")
     ] = None,
+    export_logs: Annotated[
+        list[str] | None, typer.Option(help="FORMAT=FOLDER: answers as logs of inspect or lmms-eval, for their viewers.")
+    ] = None,
 ) -> None:
     """Score answers again: a results folder, or the result CSV of the authors' test script.
 
@@ -44,20 +47,28 @@ def score(
 
       radfm bench score results/demo --external radgraph=texts/radgraph.csv
 
+      radfm bench score results/demo --export-logs inspect=logs/
+
       radfm bench score caption_example.csv
     """
+    from radfm.radbench.exports import export
     from radfm.radbench.items import BenchError
     from radfm.radbench.metrics import external as external_metrics
     from radfm.radbench.metrics.errors import MetricError
     from radfm.radbench.rescore import published_text, rescore, score_published
 
     try:
-        files = dict(_split_external(entry) for entry in external or ())
+        files = dict(_split_pair("--external", entry, "radgraph=radgraph.csv") for entry in external or ())
+        logs = dict(_split_pair("--export-logs", entry, "inspect=logs/") for entry in export_logs or ())
         for name in files:
             external_metrics.check_name(name)
         extractor, model = _extractor(terms), _text_model(text_model, layer)
         if results.is_file() or results.suffix == ".csv":
             print(published_text(score_published(results, extractor, model)), end="")
+            return
+        if logs:
+            for name, folder in logs.items():
+                print(f"{len(export(results, name, folder))} files in {folder}")
             return
         count = rescore(results, data, extractor, model, files, export_texts)
     except (BenchError, MetricError, OSError) as error:
@@ -162,11 +173,11 @@ def publish(
         refuse(str(error))
 
 
-def _split_external(entry: str) -> tuple[str, Path]:
-    name, equals, file = entry.partition("=")
-    if not equals or not file:
-        refuse(f"--external {entry}: write NAME=CSV, as in radgraph=radgraph.csv.")
-    return name, Path(file)
+def _split_pair(option: str, entry: str, example: str) -> tuple[str, Path]:
+    name, equals, path = entry.partition("=")
+    if not equals or not path:
+        refuse(f"{option} {entry}: write NAME=PATH, as in {example}.")
+    return name, Path(path)
 
 
 def _extractor(terms: str) -> "Extractor | None":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from .items import BenchError, Item, read_items
 from .predictions import SCAN, read_predictions
 from .readings import Pair, Tools, labels_of, main_measurement, main_metric, measure
 from .report import FORM_TITLES, TASK_TITLES, format_p, render_page
-from .scores import ALPHA, Key, default_tools, groups_of, pair_up, read_run, score_entry, sort_keys
+from .scores import ALPHA, Key, correct_p_values, default_tools, groups_of, pair_up, read_run, score_entry, sort_keys
 from .summary import cell, table
 
 TEMPLATE = "compare.html.jinja"
@@ -72,9 +73,10 @@ def compare(folders: Sequence[Path], tools: Tools | None = None) -> dict[str, An
             entries = (score_entry(key, SCAN, m, groups_of(found)) for m in measure(found, tools))
             rows += [{"model": run.name, **entry} for entry in entries]
         tests += _tests(key, [run.name for run in runs], pairs, tools)
-    for test, p in zip(tests, statistics.holm([test["p"] for test in tests]), strict=True):
-        test["p_holm"] = p
-        test["better"] = None if p >= ALPHA else test["first"] if test["difference"] > 0 else test["second"]
+    correct_p_values(tests)
+    for test in tests:
+        better = test["first"] if test["difference"] > 0 else test["second"]
+        test["better"] = better if test["p_holm"] is not None and test["p_holm"] < ALPHA else None
     left_out = len({id_ for run in runs for id_ in run.items} - ids)
     return {
         "models": [run.name for run in runs],
@@ -107,7 +109,7 @@ def _tests(key: Key, names: Sequence[str], pairs: Sequence[Sequence[Pair]], tool
                 "difference": test.difference,
                 "n": test.n,
                 "groups": test.groups,
-                "p": test.p,
+                "p": None if isnan(test.p) else test.p,
             }
         )
     return found

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,9 @@ def score(items: Sequence[Item], predictions: Iterable[Prediction], tools: Tools
         breakdowns += _breakdowns(key, scan, tools)
         if key[1] == "yes_no" and (known := yes_probabilities(scan))[0]:
             diagrams[key[0]] = [vars(bin_) for bin_ in calibration.reliability(*known)]
-    _correct(significance)
+    correct_p_values(significance)
+    for row in significance:
+        row["beats"] = row["p_holm"] is not None and row["p_holm"] < ALPHA and row["difference"] > 0
     open_texts = [item.reference for item in items if item.form == "open" and not has_labels(item.bench_task, item.form)]
     return {
         "scores": scores,
@@ -195,16 +198,15 @@ def _compare(key: Key, condition: str, scan: Sequence[Pair], baseline: Sequence[
         "difference": None if test.n == 0 else round(test.difference, 6),
         "n": test.n,
         "groups": test.groups,
-        "p": None if test.n == 0 else test.p,
+        "p": None if isnan(test.p) else test.p,
     }
 
 
-def _correct(significance: list[dict[str, Any]]) -> None:
-    """Add `p_holm`, over the whole table, and `beats`."""
-    corrected = statistics.holm([float("nan") if row["p"] is None else row["p"] for row in significance])
-    for row, p in zip(significance, corrected, strict=True):
-        row["p_holm"] = None if p != p else p
-        row["beats"] = row["p"] is not None and p < ALPHA and row["difference"] > 0
+def correct_p_values(rows: Sequence[dict[str, Any]]) -> None:
+    """Add to each row of a table `p_holm`, its `p` corrected for all of them; None where `p` is None."""
+    corrected = statistics.holm([float("nan") if row["p"] is None else row["p"] for row in rows])
+    for row, p in zip(rows, corrected, strict=True):
+        row["p_holm"] = None if isnan(p) else p
 
 
 def _breakdowns(key: Key, pairs: Sequence[Pair], tools: Tools) -> list[dict[str, Any]]:

@@ -176,7 +176,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of two models over the same answers: first minus second."""
+    """The mean difference of two models over the same answers, first minus second; `p` is NaN for one patient alone."""
 
     difference: float
     p: float
@@ -209,6 +209,8 @@ def sign_flip_test(first: Measurement, second: Measurement, groups: Sequence[Has
     if n == 0:
         return Difference(float("nan"), float("nan"), 0, 0)
     sums = sum_by_group(differences[:, None], [group for group, kept in zip(groups, both, strict=True) if kept])[:, 0]
+    if len(sums) < 2:
+        return Difference(float(differences.mean()), float("nan"), n, len(sums))
     moving = sums[np.abs(sums) > 1e-12]
     if len(moving) < 2:  # the sign of one patient alone can tell nothing, and SciPy refuses fewer than two
         return Difference(float(differences.mean()), 1.0, n, len(sums))

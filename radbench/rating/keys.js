@@ -1,12 +1,29 @@
 // Keys of the rating page; page.py describes them. Text fields keep their keys.
 (() => {
   const isText = (element) => element.matches("textarea, input:not([type=radio]):not([type=range])");
-  const answers = () => [...document.querySelectorAll(".answer")];
+  // Gradio writes the id of a group to two elements, one in the other.
+  const answers = () => [...document.querySelectorAll("[id^=answer-]")].filter((e) => !e.parentElement.closest("[id^=answer-]"));
   const isRated = (answer) => answer.querySelector("input[type=radio]:checked") !== null;
+  const shown = () => document.querySelector("#progress [data-shown]")?.dataset.shown;
   let last = null;
 
+  // Between the way to another question and its arrival no key rates: it would rate what is no longer looked at.
+  function awaitQuestion() {
+    const before = shown();
+    const page = document.documentElement.dataset;
+    page.busy = "";
+    last = null;
+    document.activeElement.blur(); // a radio that was clicked would take the first key of the next question
+    const look = () => {
+      if (shown() === before) requestAnimationFrame(look);
+      else requestAnimationFrame(() => requestAnimationFrame(() => delete page.busy));
+    };
+    look();
+  }
+  document.addEventListener("click", (event) => event.target.closest("#next, #previous") && awaitQuestion(), true);
+
   function rate(value) {
-    const focused = document.activeElement.closest(".answer");
+    const focused = document.activeElement.closest("[id^=answer-]");
     const answer = focused ?? answers().find((candidate) => !isRated(candidate));
     const radio = answer && [...answer.querySelectorAll("input[type=radio]")][value];
     if (radio) {
@@ -29,7 +46,7 @@
     (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "Escape") document.activeElement.blur();
-      if (isText(event.target) || !document.querySelector("#next")) return;
+      if (isText(event.target) || !document.querySelector("#next") || "busy" in document.documentElement.dataset) return;
       const actions = {
         n: () => document.querySelector("#next").click(),
         p: () => document.querySelector("#previous").click(),

@@ -5,8 +5,9 @@ the next and previous question, the arrows up and down move through the slices, 
 answer, Escape leaves it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ SCALE = "0 useless or dangerous · 1 mostly wrong · 2 half wrong · 3 acceptabl
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rater is: the name, and the index of the question."""
+    """Where a rater is: the name, the index of the question, and how many questions the page had shown before."""
 
     rater: str
     index: int
+    shown: int = 0
 
 
 class RatingPage:
@@ -41,7 +43,7 @@ class RatingPage:
 
     def __init__(self, rating: Rating, store: RatingStore, slices: SliceReader):
         self.rating, self.store, self.slices = rating, store, slices
-        self.count = len(rating.models)
+        self._shown = count(1)
 
     def start(self, rater: str) -> list[Any]:
         """Open the first question that the rater has not rated whole; the last one where all are."""
@@ -63,6 +65,7 @@ class RatingPage:
 
     def show(self, place: Place) -> list[Any]:
         """The values of all components (`_outputs`) for a question."""
+        place = replace(place, shown=next(self._shown))
         question, known = self.rating.questions[place.index], self.store.load(place.rater)
         try:
             slices = self.slices.read(question.record)
@@ -102,12 +105,14 @@ class RatingPage:
         return self.progress(place)
 
     def progress(self, place: Place) -> str:
-        """ "Question 3 of 50 · 2 rated" as HTML."""
+        """ "Question 3 of 50 · 2 rated" as HTML; `data-shown` tells keys.js that another question is there."""
         known = self.store.load(place.rater)
         questions = self.rating.questions
         done = sum(all((question.item, model) in known for model in question.answers) for question in questions)
         text = f"Question {place.index + 1} of {len(questions)} · {done} rated"
-        return f'<p class="progress" data-done="{done}" data-question="{place.index + 1}">{text}</p>'
+        return (
+            f'<p class="progress" data-shown="{place.shown}" data-done="{done}" data-question="{place.index + 1}">{text}</p>'
+        )
 
 
 def _field(title: str, text: str) -> str:
@@ -130,7 +135,7 @@ def build(page: RatingPage) -> gr.Blocks:
                     question, reference = gr.HTML(elem_id="question"), gr.HTML(elem_id="reference")
                 with gr.Column(scale=6, min_width=300):
                     gr.HTML(f"<p>{SCALE}</p>", elem_id="scale")
-                    answers = [_answer(letter) for letter in LETTERS[: page.count]]
+                    answers = [_answer(letter) for letter in LETTERS[: len(page.rating.models)]]
             with gr.Row():
                 previous = gr.Button("Previous (p)", elem_id="previous")
                 following = gr.Button("Next (n)", variant="primary", elem_id="next")
@@ -152,7 +157,7 @@ def build(page: RatingPage) -> gr.Blocks:
 
 
 def _answer(letter: str) -> tuple[gr.HTML, gr.Radio, gr.Textbox]:
-    with gr.Group(elem_id=f"answer-{letter}", elem_classes="answer"):
+    with gr.Group(elem_id=f"answer-{letter}"):
         text = gr.HTML()
         value = gr.Radio(list(range(LOWEST, HIGHEST + 1)), label=f"Rating of answer {letter}", elem_classes="value")
         reason = gr.Textbox(label=f"Reason for {letter}, if you like", lines=1, max_length=500, elem_classes="reason")

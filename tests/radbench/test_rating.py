@@ -143,7 +143,7 @@ def test_a_rater_at_work(tmp_path, series_zips):
         with sync_api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1280, "height": 900})
-            page.set_default_timeout(120_000)
+            page.set_default_timeout(60_000)
 
             def open_page(question: int, done: int) -> None:
                 page.goto(address)
@@ -171,22 +171,19 @@ def test_a_rater_at_work(tmp_path, series_zips):
             assert last == {order[0]: (4, "misses the nodule, 3 mm"), order[1]: (1, "")}
 
             page.keyboard.press("n")
-            page.wait_for_selector('#progress [data-question="2"]')
+            page.wait_for_selector('html:not([data-busy]) #progress [data-question="2"]')
             page.keyboard.press("5")
             page.wait_for_function("document.querySelectorAll('#answer-A input:checked').length === 1")
             page.keyboard.press("0")
             page.wait_for_selector('#progress [data-done="2"]')
 
             open_page(3, 2)  # as if the browser had crashed
-            page.keyboard.press("p")
-            page.wait_for_selector('#progress [data-question="2"]')
-            page.keyboard.press("p")
-            page.wait_for_selector('#progress [data-question="1"]')
+            for question in (2, 1):
+                page.keyboard.press("p")
+                page.wait_for_selector(f'html:not([data-busy]) #progress [data-question="{question}"]')
             page.wait_for_function("document.querySelector('#answer-A input:checked')?.value === '4'")
-            assert (
-                page.locator("#answer-A .reason textarea, #answer-A .reason input").first.input_value()
-                == "misses the nodule, 3 mm"
-            )
+            reason = page.locator("#answer-A .reason textarea, #answer-A .reason input").first
+            assert reason.input_value() == "misses the nodule, 3 mm"
             browser.close()
     finally:
         blocks.close()

@@ -112,10 +112,11 @@ def save_tiny_gemma3(folder: Path) -> Path:
 def _save(model_class: Any, config: Any, processor: Any, folder: Path) -> Path:
     torch.manual_seed(0)
     model = model_class(config)
-    # Random weights of the usual size make every next token as likely as every other.
+    # Weights of the usual size make all next tokens equally likely, and Gemma's projector starts with zeros.
     with torch.no_grad():
         for weights in model.parameters():
-            weights.mul_(3)
+            if weights.ndim > 1:
+                weights.normal_(std=0.06)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
