@@ -281,6 +281,14 @@ def _decoder_config(sizes: dict[str, Any]) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **sizes)
 
 
+# `transformers serve` finds the class of a model in this table by its `model_type`, also that of remote code.
+try:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+except ImportError:  # a transformers without the table serves no remote code at all
+    pass
+else:
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("radfm", "RadFMForConditionalGeneration")
+
 # Saving copies this file next to config.json, so that the folder loads with `trust_remote_code=True` alone.
 RadFMConfig.register_for_auto_class()
 RadFMVisionConfig.register_for_auto_class()

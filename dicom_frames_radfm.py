@@ -21,7 +21,7 @@ import numpy as np
 
 from . import dicom_decode_radfm
 from .dicom_codestream_radfm import check_frame, repair_spectral_selection
-from .dicom_decode_radfm import READY, PixelFormat, decode_frame, pack_request, read_answer
+from .dicom_decode_radfm import JPEG_LS, READY, PixelFormat, decode_frame, pack_request, read_answer
 from .dicom_elements_radfm import as_dataset, get_integer, get_text, has_element
 from .dicom_file_radfm import NATIVE, PIXEL_ELEMENTS, Instance
 from .scan_radfm import ReadContext
@@ -38,9 +38,9 @@ QUICK_BITS = (1, 8, 16, 32)
 # Native files are read side by side: part of the time goes into waiting for the disk, and numpy converts without Python's
 # lock.
 THREADS = 2
-# Starting a decoding process costs 0.7 seconds of a core, and decoding so many pixels of JPEG, JPEG-LS or JPEG 2000 about 3,
-# so that two processes save a second. Run-length and deflated frames decode far faster and never need one.
-PIXELS_FOR_PROCESSES = 16_000_000
+# Starting a decoding process costs 0.6 seconds of a core. Decoding so many pixels of JPEG or JPEG 2000 costs about 3, and so
+# many of JPEG-LS about 2, so that two processes save time. Run-length and deflated frames decode far faster and need none.
+PIXELS_FOR_PROCESSES, JPEG_LS_PIXELS_FOR_PROCESSES = 16_000_000, 64_000_000
 SLOW_SYNTAXES = "1.2.840.10008.1.2.4."
 CLOSING_SECONDS = 5
 
@@ -108,7 +108,8 @@ def _decode_compressed(groups: Sequence[Sequence[FrameTask]], store: Store, cont
     first = read_format(groups[0][0].instance)
     pixels = sum(map(len, groups)) * first.rows * first.columns
     count = min(_cores(), sum(map(len, groups)))
-    slow = first.transfer_syntax.startswith(SLOW_SYNTAXES) and pixels >= PIXELS_FOR_PROCESSES
+    enough = JPEG_LS_PIXELS_FOR_PROCESSES if first.transfer_syntax in JPEG_LS else PIXELS_FOR_PROCESSES
+    slow = first.transfer_syntax.startswith(SLOW_SYNTAXES) and pixels >= enough
     encoded, lock = _encoded_frames(groups, context), threading.Lock()
     with ExitStack() as stack:
         processes = [stack.enter_context(DecodingProcess()) for _ in range(count)] if slow and count > 1 else []

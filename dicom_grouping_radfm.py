@@ -113,9 +113,9 @@ def choose_default(volumes: Sequence[Volume]) -> int:
     return min(order, key=lambda i: (not volumes[i].planes[0].is_magnitude, -len(volumes[i].planes), i))
 
 
-def matches(volume: Volume, wanted: Mapping[str, object]) -> bool:
+def matches(volume: Volume, chosen: Mapping[str, object]) -> bool:
     """Whether a volume has these values of these keys."""
-    return all(any(_same_value(value, want) for value in volume.get_values(key)) for key, want in wanted.items())
+    return all(any(_same_value(found, value) for found in volume.get_values(key)) for key, value in chosen.items())
 
 
 def positions_along(planes: Sequence[Plane]) -> np.ndarray:

@@ -27,7 +27,7 @@ TRANSFER_SYNTAX, PIXELS, UNDEFINED = 0x00020010, 0x7FE00008, 0xFFFFFFFF
 
 @dataclass(frozen=True, eq=False)
 class PlainHeader:
-    """The wanted elements of a plain header as they are written: VR (None where it is implicit) and value by tag."""
+    """The selected elements of a plain header as they are written: VR (None where it is implicit) and value by tag."""
 
     elements: dict[int, tuple[str | None, bytes]]
     transfer_syntax: str
@@ -45,18 +45,18 @@ class PlainHeader:
         return dataset
 
 
-def plain_header(head: bytes, wanted: set[int]) -> tuple[PlainHeader, int] | None:
-    """The wanted elements of a file that starts with `head`, and where its pixel element is; None where it is not plain."""
+def plain_header(head: bytes, selected: set[int]) -> tuple[PlainHeader, int] | None:
+    """Selected elements of a file that starts with `head`, and where its pixel element is; None where it is not plain."""
     end = _end_of_meta(head)
     if head[128:132] != b"DICM" or end > len(head):
         return None
-    meta, at = _elements(head, 132, explicit=True, end=end, wanted={TRANSFER_SYNTAX})
+    meta, at = _elements(head, 132, explicit=True, end=end, selected={TRANSFER_SYNTAX})
     if meta is None or TRANSFER_SYNTAX not in meta:
         return None
     syntax = meta[TRANSFER_SYNTAX][1].rstrip(b"\0 ")
     if syntax not in (IMPLICIT, EXPLICIT) and not (syntax.startswith(COMPRESSED) and syntax.isascii()):
         return None
-    found, at = _elements(head, at, explicit=syntax != IMPLICIT, end=len(head), wanted=wanted)
+    found, at = _elements(head, at, explicit=syntax != IMPLICIT, end=len(head), selected=selected)
     return None if found is None else (PlainHeader(found, syntax.decode("ascii")), at)
 
 
@@ -73,9 +73,9 @@ def _end_of_meta(head: bytes) -> int:
 
 
 def _elements(
-    head: bytes, at: int, explicit: bool, end: int, wanted: set[int]
+    head: bytes, at: int, explicit: bool, end: int, selected: set[int]
 ) -> tuple[dict[int, tuple[str | None, bytes]] | None, int]:
-    """The wanted elements from `at` up to the pixels or to `end`, each with its VR and value, and where that is."""
+    """The selected elements from `at` up to the pixels or to `end`, each with its VR and value, and where that is."""
     found: dict[int, tuple[str | None, bytes]] = {}
     while at + 12 <= end:
         group, element, letters, length = EXPLICIT_ELEMENT.unpack_from(head, at)
@@ -93,7 +93,7 @@ def _elements(
             return None, at
         if length == UNDEFINED or start + length > end:
             return None, at
-        if tag in wanted:
+        if tag in selected:
             if vr in (b"SQ", b"UN"):
                 return None, at
             found[tag] = (vr.decode("ascii") if vr else None, head[start : start + length])

@@ -4,6 +4,8 @@ One straight path: open the source (a file, or the files of a folder or archive)
 call the reader of that format.
 """
 
+import base64
+import binascii
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +43,7 @@ from .nifti_radfm import (
 from .scan_radfm import ReadContext, ReadOptions, Scan, ScanError, one_line
 
 MAX_BYTES = 2 << 30
+DATA_URL = "data:"
 # How many files an error message or a warning names.
 MOST_NAMES = 3
 # The shortest header of a NetCDF file (magic, number of records, three empty lists), and so of a MINC file.
@@ -114,8 +117,9 @@ def load_scan(
 
     Args:
         source: a file (DICOM, NIfTI, Analyze, MGH, MINC, MetaImage, NRRD, picture, `.npy`, `.npz`), a folder, zip, tar or
-            DICOMDIR with one of these or with DICOM series, a list of files, bytes, an array or tensor ((H, W), (H, W, D),
-            RGB as uint8 (H, W, 3), or (C, H, W, D)), a PIL image, a nibabel image, a pydicom dataset, or a `Scan`.
+            DICOMDIR with one of these or with DICOM series, a list of files, bytes, a data URL with base64 (RFC 2397), an
+            array or tensor ((H, W), (H, W, D), RGB as uint8 (H, W, 3), or (C, H, W, D)), a PIL image, a nibabel image, a
+            pydicom dataset, or a `Scan`.
         series: which DICOM series of several: its UID, number, or description. Where none is named: a volume before single
             images, the one with most images first, with a warning that lists the others.
         volume: which of several that one source holds, as `list_volumes` lists them: its index from 0, or for DICOM what
@@ -199,6 +203,8 @@ def list_volumes(
 
 def _name(source: Any) -> str:
     """A source as error messages name it."""
+    if _is_data_url(source):
+        return "the data URL"
     if isinstance(source, str | os.PathLike):
         return os.fspath(source) if isinstance(os.fspath(source), str) else os.fsdecode(source)
     if _is_list_of_paths(source):
@@ -207,6 +213,22 @@ def _name(source: Any) -> str:
         return "the bytes"
     names = {"dataobj": "the image", "getbands": "the picture", "SOPClassUID": "the dataset", "file_meta": "the dataset"}
     return next((name for attribute, name in names.items() if hasattr(source, attribute)), "the array")
+
+
+def _is_data_url(source: Any) -> bool:
+    return isinstance(source, str) and source[: len(DATA_URL)].lower() == DATA_URL
+
+
+def _decode_data_url(url: str, context: ReadContext) -> bytes:
+    """The bytes in a data URL (RFC 2397). What a server gets as a data URL is never taken for a path."""
+    head, _, text = url.partition(",")
+    context.require_bytes(len(text) * 3 // 4, "it")
+    if head.lower().endswith(";base64"):
+        try:
+            return base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            pass  # refused below, without its text
+    raise context.error("holds no valid base64.")
 
 
 def _is_list_of_paths(source: Any) -> bool:
@@ -229,6 +251,8 @@ def _open(source: Any, context: ReadContext) -> list[SourceFile] | None:
     """The files of a source: itself, or those of the folder or archive; None where it is no file at all."""
     if _is_list_of_paths(source):
         return [_file(Path(item), context) for item in source]
+    if _is_data_url(source):
+        source = _decode_data_url(source, context)
     if isinstance(source, bytes | bytearray | memoryview):
         file = SourceFile(context.name, bytes(source))
     elif isinstance(source, str | os.PathLike):

@@ -323,9 +323,11 @@ class RadFMVisionModel(RadFMPreTrainedModel):
 
 
 class RadFMModel(RadFMPreTrainedModel):
-    """Vision tower, projector and decoder, without the language modelling head."""
+    """Vision tower, projector and decoder, without the language modelling head.
 
-    _keys_to_ignore_on_load_unexpected: Any = [r"^lm_head\."]
+    As all base models of transformers it reports the head of a whole checkpoint as unexpected. It may not ignore it: vLLM builds
+    its model around this class, and leaves out every weight that it ignores.
+    """
 
     def __init__(self, config: RadFMConfig):
         super().__init__(config)
@@ -460,7 +462,6 @@ class RadFMForConditionalGeneration(RadFMPreTrainedModel, GenerationMixin):
         super().__init__(config)
         decoder = config.text_config.get_text_config()
         self.model = RadFMModel(config)
-        self.model._keys_to_ignore_on_load_unexpected = None  # the head is part of this model
         self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
         self.logit_scale, self.logit_softcap = logit_scale(decoder), logit_softcap(decoder)
         self.image_ids = (config.image_start_token_id, config.image_end_token_id, config.image_token_id)

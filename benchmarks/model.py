@@ -125,10 +125,12 @@ def tower_operations(patches: int, config: RadFMVisionConfig, values: int) -> fl
     width, inner = config.hidden_size, config.num_attention_heads * int(config.head_dim or 0)
     mlp = config.intermediate_size
     layer = patches * (4 * width * inner + 2 * width * mlp) + 2 * patches**2 * inner
-    latents, own = config.num_image_tokens, config.perceiver_num_attention_heads * config.perceiver_head_dim
-    asked = patches + latents
-    perceiver = asked * 2 * width * own + latents * (2 * width * own + 2 * width * config.perceiver_intermediate_size)
-    perceiver += 2 * latents * asked * own
+    latents, latent_inner = config.num_image_tokens, config.perceiver_num_attention_heads * config.perceiver_head_dim
+    keys = patches + latents
+    perceiver = keys * 2 * width * latent_inner + latents * (
+        2 * width * latent_inner + 2 * width * config.perceiver_intermediate_size
+    )
+    perceiver += 2 * latents * keys * latent_inner
     both = config.num_hidden_layers * layer + config.perceiver_num_hidden_layers * perceiver
     return 2 * (patches * values * width + both)
 

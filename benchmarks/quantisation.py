@@ -97,12 +97,12 @@ def demo(folder: Path) -> dict[str, tuple[float, float, float, float]]:
     found, answers, logits = {}, [], torch.empty(0)
     for way in WAYS:
         model = load(ROOT, way)
-        said = GreedyAnswerer(model, processor)(samples, questions)
+        texts = GreedyAnswerer(model, processor)(samples, questions)
         if way == WAYS[0]:
-            answers, logits = said, next_token_logits(model, processor, samples, questions, said)
+            answers, logits = texts, next_token_logits(model, processor, samples, questions, texts)
         got = next_token_logits(model, processor, samples, questions, answers)
         same = (got.argmax(-1) == logits.argmax(-1)).float().mean().item()
-        whole = sum(a == b for a, b in zip(said, answers, strict=True)) / len(answers)
+        whole = sum(a == b for a, b in zip(texts, answers, strict=True)) / len(answers)
         found[way] = (*_error(got - logits, logits), same, whole)
     return found
 

@@ -69,7 +69,7 @@ def ask(
     sources, question = _split_arguments(scans_and_question)
     if as_json and question is None and not plan:
         refuse("--json prints one answer: put a question behind the scans.")
-    _check_packages(bits, device)
+    check_packages(bits, device)
     start = time.monotonic()
     model = find_model(model)
     choice = ReadChoice.parse(series, volume, allow_missing, max_gb)
@@ -101,7 +101,7 @@ def _split_arguments(arguments: list[str]) -> tuple[list[str], str | None]:
     return arguments[:-1], last
 
 
-def _check_packages(bits: int | None, device: str) -> None:
+def check_packages(bits: int | None, device: str) -> None:
     """Refuse options whose packages are not installed, before anything is loaded."""
     if bits not in (None, 4, 8):
         refuse(f"--bits {bits} is neither 4 nor 8.")

@@ -21,6 +21,9 @@ def convert(
     published_generation: Annotated[bool, typer.Option(help="Stop at id 1, as the published code does.")] = False,
     reference: Annotated[Path | None, typer.Option(help="Folder with the published code's numbers.")] = None,
     to_published: Annotated[bool, typer.Option(help="The other way: SOURCE is a RadFM folder, OUT a .bin.")] = False,
+    split: Annotated[
+        bool, typer.Option("--split", help="SOURCE is a RadFM: OUT/decoder for vLLM, OUT/front for us.")
+    ] = False,
 ) -> None:
     """Convert the published checkpoint into a model repository, tensor by tensor. If it is interrupted, start it again.
 
@@ -37,6 +40,8 @@ def convert(
       radfm convert pytorch_model.bin my-radfm --decoder owner/causal-decoder --dtype bfloat16
 
       radfm convert my-radfm pytorch_model.bin --to-published
+
+      radfm convert radfm-14b radfm-14b-split --split
     """
     from radfm.conversion.convert import DTYPES, ConversionError
 
@@ -49,6 +54,10 @@ def convert(
             from radfm.conversion.convert import to_published as convert_back
 
             lines = [f"{convert_back(Path(source), out)} tensors written to {out}"]
+        elif split:
+            from radfm.conversion.split import split as split_model
+
+            lines = split_model(source, out)
         elif decoder is not None:
             from radfm.conversion.decoder import with_decoder
 

@@ -3,11 +3,13 @@
 import typer
 
 from .ask import ask
+from .bench import bench
 from .convert import convert
 from .data import data
 from .demo import demo
 from .inspect import inspect
 from .push import push
+from .serve import serve
 from .train import train
 
 app = typer.Typer(
@@ -16,10 +18,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (ask, inspect, convert, demo, train):
+for command in (ask, inspect, convert, demo, train, serve):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(push, name="push")
+app.add_typer(bench, name="bench")
 
 
 @app.callback()

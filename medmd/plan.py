@@ -27,14 +27,14 @@ VOLUME_ENDINGS = (".nii", ".nii.gz", ".npy", ".mgz", ".mgh", ".mnc", ".zip")
 
 _TABLES = """
 CREATE TABLE rows (
-    place BLOB, id TEXT, source TEXT, split TEXT, expected TEXT, patient_group TEXT, asked TEXT, answer TEXT, payload TEXT
+    place BLOB, id TEXT, source TEXT, split TEXT, expected TEXT, patient_group TEXT, topic TEXT, answer TEXT, payload TEXT
 );
 CREATE UNIQUE INDEX places ON rows (place);
 CREATE TABLE identities (identity TEXT, place BLOB);
 """
 _INDICES = """
 CREATE INDEX slices ON rows (split, expected, place);
-CREATE INDEX yes_no ON rows (source, split, asked, answer, place) WHERE asked != '';
+CREATE INDEX yes_no ON rows (source, split, topic, answer, place) WHERE topic != '';
 CREATE INDEX groups_of_rows ON rows (patient_group);
 CREATE INDEX shared_scans ON identities (identity);
 """
@@ -118,7 +118,7 @@ class Plan:
                 return False
             number += 1
         expected = "3d" if any(_looks_like_volume(reference) for reference in draft.images) else "2d"
-        values = (place, row["id"], source.name, row["split"], expected, row["group"], draft.asked, draft.answer, payload)
+        values = (place, row["id"], source.name, row["split"], expected, row["group"], draft.topic, draft.answer, payload)
         self.database.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
         names = sorted({*draft.identities, *(f"{source.name}:{reference}" for reference in draft.images)})
         self.database.executemany("INSERT INTO identities VALUES (?, ?)", [(name, place) for name in names])
@@ -142,18 +142,18 @@ class Plan:
     def balance_yes_no(self, dropped: dict[str, Counter[str]]) -> None:
         """Of each value that our yes/no questions ask for, keep in each source and split as many with yes as with no."""
         counts: dict[tuple[str, str, str], dict[str, int]] = {}
-        query = "SELECT source, split, asked, answer, COUNT(*) FROM rows WHERE asked != '' GROUP BY 1, 2, 3, 4"
-        for source, split, asked, answer, count in self.database.execute(query):
-            counts.setdefault((source, split, asked), {})[answer] = count
-        for (source, split, asked), by_answer in counts.items():
+        query = "SELECT source, split, topic, answer, COUNT(*) FROM rows WHERE topic != '' GROUP BY 1, 2, 3, 4"
+        for source, split, topic, answer, count in self.database.execute(query):
+            counts.setdefault((source, split, topic), {})[answer] = count
+        for (source, split, topic), by_answer in counts.items():
             kept = min(by_answer.get("yes", 0), by_answer.get("no", 0))
             for answer, count in by_answer.items():
                 dropped[source]["yes/no question without its counterpart"] += count - kept
                 self.database.execute(
                     """DELETE FROM rows WHERE rowid IN (SELECT rowid FROM rows
-                    WHERE source = ? AND split = ? AND asked = ? AND answer = ? AND asked != ''
+                    WHERE source = ? AND split = ? AND topic = ? AND answer = ? AND topic != ''
                     ORDER BY place LIMIT -1 OFFSET ?)""",
-                    (source, split, asked, answer, kept),
+                    (source, split, topic, answer, kept),
                 )
 
     def slices(self) -> list[Slice]:

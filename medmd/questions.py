@@ -72,7 +72,7 @@ def _ask_diagnosis(study: Study, seed: int) -> Iterator[Draft]:
 def _closed(study: Study, kind: str, value: str, answer: str, seed: int) -> Draft:
     question = closed_question(kind, value, seed, f"{study.key}/{answer}")
     draft = _draft(study, kind, answer, question, "closed", 1 if answer == "yes" else 2)
-    return replace(draft, asked=f"{kind}: {value}")
+    return replace(draft, topic=f"{kind}: {value}")
 
 
 def _draft(study: Study, task: str, answer: str, question: str = "", answer_type: str = "open", number: int = 0) -> Draft:

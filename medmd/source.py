@@ -26,7 +26,7 @@ class Draft:
         patient: the source's id of the patient; hashed before it is stored.
         study: the source's id of the study; hashed before it is stored.
         split: the published split, None where there is none.
-        asked: what one of our yes/no questions asks for; of each, as many are answered yes as no.
+        topic: what one of our yes/no questions asks for; of each, as many are answered yes as no.
         identities: names of the scans that other sources share (`medpix:synpic100`), so that a scan of one's test split
             leaves the others' training splits.
         extra: fields for `Record.extra`. Nothing of a patient.
@@ -49,7 +49,7 @@ class Draft:
     patient: str | None = None
     study: str | None = None
     split: str | None = None
-    asked: str = ""
+    topic: str = ""
     identities: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 

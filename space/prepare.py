@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+import facts
 import viewer
 
 
@@ -34,8 +35,8 @@ def prepare(scan: Any, folder: Path, to_view: Any, image_processor: Any) -> Iter
         "modality": scan.modality,
         "series": scan.series,
         "warnings": list(scan.warnings),
-        "facts": viewer.facts(scan),
-        "size": viewer.size_label(scan),
+        "facts": facts.facts(scan),
+        "size": facts.size_label(scan),
         "windows": windows,
         "plane": viewer.plane(in_view),
         "letters": viewer.letters(in_view),

@@ -1,6 +1,7 @@
 """Scans as the browser shows them: NIfTI for NiiVue, PNG slices without WebGL2, thumbnails, windows and letters.
 
-Everything here runs in the child process that reads scans (`reader_child.py`).
+In the Space everything here runs in the child process that reads scans (`reader_child.py`). The benchmark's pages draw their
+slices with it too (`radbench/`), so this module imports nothing else of the Space.
 """
 
 from itertools import permutations
@@ -10,8 +11,6 @@ from typing import Any
 import nibabel
 import numpy as np
 from PIL import Image
-
-from modalities import MODALITIES
 
 # Low and high end in HU of the windows that CT is read with, as in the image processor, with the field's names for them.
 CT_WINDOWS = {
@@ -165,42 +164,20 @@ def draw_slices(scan: Any, window: tuple[float, float], folder: Path) -> list[Pa
     files = []
     for index in np.unique(np.linspace(0, depth - 1, min(depth, SLICES)).round().astype(int)):
         files.append(folder / f"{index:04d}.png")
-        image = _grey(scan.voxels[..., index].astype(np.float32), *window)
-        image.resize(_drawn_size(scan, SLICE_PIXELS), Image.Resampling.BILINEAR).save(files[-1])
+        draw_slice(scan, int(index), window, SLICE_PIXELS).save(files[-1])
     return files
+
+
+def draw_slice(scan: Any, index: int, window: tuple[float, float], pixels: int) -> Image.Image:
+    """One slice of a scan in radiological view at its true proportions, its longer side of `pixels`."""
+    image = _grey(scan.voxels[..., index].astype(np.float32), *window)
+    return image.resize(_drawn_size(scan, pixels), Image.Resampling.BILINEAR)
 
 
 def draw_thumbnail(scan: Any, window: tuple[float, float], file: Path) -> None:
     """The middle slice of a scan in radiological view on a black square."""
-    image = _grey(scan.voxels[..., scan.voxels.shape[-1] // 2].astype(np.float32), *window)
-    size = _drawn_size(scan, THUMBNAIL_PIXELS)
+    image = draw_slice(scan, scan.voxels.shape[-1] // 2, window, THUMBNAIL_PIXELS)
     square = Image.new("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    left, top = ((THUMBNAIL_PIXELS - side) // 2 for side in size)
-    square.paste(image.resize(size, Image.Resampling.BILINEAR), (left, top))
+    left, top = ((THUMBNAIL_PIXELS - side) // 2 for side in image.size)
+    square.paste(image, (left, top))
     square.save(file)
-
-
-def facts(scan: Any) -> list[tuple[str, str]]:
-    """(label, value) of what may be shown of a scan: geometry, modality, series; nothing about the patient."""
-    channels, *size = scan.voxels.shape
-    rows = [("Modality", MODALITIES.get(scan.modality, scan.modality) or "not stated")]
-    if scan.series:
-        rows.append(("Series", scan.series))
-    shape = size if size[2] > 1 else size[:2]
-    unit = "voxels" if size[2] > 1 else "pixels"
-    rows.append(("Size", f"{' × '.join(map(str, shape))} {unit}{', colour' if channels == 3 else ''}"))
-    if scan.spacing:
-        spacing = scan.spacing[: len(shape)]
-        rows.append(("Spacing", " × ".join(f"{mm:.4g}" for mm in spacing) + " mm"))
-        rows.append(("Extent", " × ".join(f"{n * mm:.0f}" for n, mm in zip(shape, spacing, strict=True)) + " mm"))
-    hu = " HU" if scan.modality == "CT" else ""
-    rows.append(("Values", f"{float(scan.voxels.min()):g} to {float(scan.voxels.max()):g}{hu}"))
-    return rows + [("Note", warning) for warning in scan.warnings]
-
-
-def size_label(scan: Any) -> str:
-    """Modality and size in a few characters, for the series panel: "CT · 512 × 512 × 20"."""
-    _, *size = scan.voxels.shape
-    modality = MODALITIES.get(scan.modality, scan.modality)
-    shape = " × ".join(str(n) for n in (size if size[2] > 1 else size[:2]))
-    return f"{modality} · {shape}" if modality else shape

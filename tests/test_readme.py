@@ -33,6 +33,7 @@ NEEDS_MORE = {
     "radfm demo": "serves until it is stopped",
     "radfm push": "needs an account of the Hub; tests/hub has a Hub of its own",
     "radfm train": "trains for minutes; tests/training does that",
+    "radfm serve": "serves until it is stopped",
     "torchrun": "trains on several processes; tests/training does that",
     "radfm data": "needs the reader's own data; tests/medmd builds data sets",
     "127.0.0.1": "needs a running `radfm demo`",

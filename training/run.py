@@ -119,7 +119,8 @@ def train(recipe: Recipe) -> Path:
     recipe = resolve_base(recipe)
     args = make_arguments(recipe)
     out = Path(str(args.output_dir))
-    _keep_recipe(recipe, out)
+    with args.main_process_first(desc="writing the recipe"):
+        _keep_recipe(recipe, out, write=args.process_index == 0)
     config, processor = load_base(recipe)
     rows = load_rows(recipe.data, "train")
     plan = make_plan(recipe, args, rows, processor, config)
@@ -149,16 +150,18 @@ def train(recipe: Recipe) -> Path:
     if trainer.is_world_process_zero():
         clean_adapter_config(out)
         write_card(recipe, rows, trainer.state, out)
+    trainer.accelerator.wait_for_everyone()  # a rank that leaves earlier closes the connections of the others
     return out
 
 
-def _keep_recipe(recipe: Recipe, out: Path) -> None:
-    """Write the recipe into the folder; refuse a folder in which another recipe was begun."""
+def _keep_recipe(recipe: Recipe, out: Path, write: bool) -> None:
+    """Write the recipe into the folder, on one rank alone; refuse a folder in which another recipe was begun."""
     text = yaml.safe_dump(recipe.model_dump(), sort_keys=False)
     file = out / RECIPE_FILE
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise RecipeError(
             f"{out}: holds a training by another recipe ({file.name} differs); choose another training.output_dir."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    if write:
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")

@@ -53,8 +53,10 @@ class RadFMTrainer(Trainer):
         )
         loader = self.accelerator.prepare(loader)
         shard = loader.batch_sampler
-        if shard is not sampler:  # accelerate's BatchSamplerShard, which would deal a rank's batches out a second time
-            shard.num_processes, shard.process_index = 1, 0
+        if shard is not sampler:
+            # accelerate's BatchSamplerShard would deal a rank's batches out a second time, and would drop every batch whose
+            # number of rows is not `batch_size`; with None it takes batches of any number of rows.
+            shard.num_processes, shard.process_index, shard.batch_size = 1, 0, None
         return loader
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:

@@ -165,7 +165,7 @@ def test_a_patient_is_in_one_split_and_only_as_a_hash(tmp_path):
 def test_yes_and_no_are_balanced_for_everything_that_is_asked(tmp_path):
     plan, _ = make_plan_of(tmp_path, "mednist", "pneumonia-mnist", "busi", "rsna", "covidx")
     query = (
-        "SELECT source, split, asked, SUM(answer = 'yes'), SUM(answer = 'no') FROM rows WHERE asked != '' GROUP BY 1, 2, 3"
+        "SELECT source, split, topic, SUM(answer = 'yes'), SUM(answer = 'no') FROM rows WHERE topic != '' GROUP BY 1, 2, 3"
     )
     counts = plan.database.execute(query).fetchall()
     assert counts and all(yes == no for *_, yes, no in counts)

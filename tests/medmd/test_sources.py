@@ -112,9 +112,9 @@ def test_vindr_readers_have_to_agree_before_a_finding_is_asked_for(tmp_path):
     studies = {study.key: study for study in find_source("vindr-cxr").read(Folder(make_portal("vindr-cxr", tmp_path)))}
     assert studies["t1"].findings == {"cardiomegaly": 1, "nodule/mass": -1, "pneumonia": 0}
     assert (studies["t1"].normal, studies["t2"].normal) == (False, True)
-    asked = {(draft.asked, draft.answer) for seed in range(50) for draft in ask(studies["t1"], seed) if draft.asked}
+    topic = {(draft.topic, draft.answer) for seed in range(50) for draft in ask(studies["t1"], seed) if draft.topic}
     expected = {("diagnosis: cardiomegaly", "yes"), ("diagnosis: pneumonia", "no"), ("diagnosis: normal", "no")}
-    assert asked == expected
+    assert topic == expected
 
 
 def test_vindr_spellings_are_corrected(tmp_path):

@@ -7,10 +7,14 @@ import zipfile
 import numpy as np
 import pydicom
 import pytest
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from radfm.dicom_elements_radfm import get_items
 from radfm.load_scan_radfm import ScanError, list_series, load_scan
 
 
@@ -387,3 +391,10 @@ def test_a_damaged_group_length_or_a_cut_off_header_ends_in_a_scan_or_a_sentence
             assert load_scan(damaged).voxels.size
         except ScanError as error:
             assert "\n" not in str(error)
+
+
+def test_a_sequence_that_is_stored_as_numbers_of_a_wrong_length_has_no_items():
+    dataset = pydicom.Dataset()
+    tag = tag_for_keyword("PlaneOrientationSequence")
+    dataset._dict[BaseTag(tag)] = RawDataElement(BaseTag(tag), "US", 3, b"abc", 0, False, True)
+    assert get_items(dataset, "PlaneOrientationSequence") == ()

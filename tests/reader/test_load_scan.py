@@ -1,5 +1,6 @@
 """`load_scan` on real files: what it returns is right, or it says in one line why not."""
 
+import base64
 import gzip
 import io
 import os
@@ -486,3 +487,18 @@ def test_a_damaged_numpy_header_ends_in_a_sentence():
             assert load_scan(bytes(damaged)).voxels.size
         except ScanError as error:
             assert "no readable NumPy array" in str(error) or "holds no grey values" in str(error) or "shape" in str(error)
+
+
+def test_a_data_url_is_read_and_never_taken_for_a_path(dicom_files, tmp_path, monkeypatch):
+    raw = (dicom_files / "CT_small.dcm").read_bytes()
+    for kind in ("application/dicom", ""):
+        scan = load_scan(f"data:{kind};base64,{base64.b64encode(raw).decode()}")
+        assert np.array_equal(scan.voxels, load_scan(raw).voxels)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data:,").write_bytes(raw)
+    for url in ("data:,", "data:;base64,?", "data:;base64," + "A" * 5000):
+        with pytest.raises(ScanError) as refused:
+            load_scan(url)
+        assert str(refused.value).startswith("the data URL: ") and "AAAA" not in str(refused.value)
+    with pytest.raises(ScanError, match="more than"):
+        load_scan("data:;base64," + "A" * 5000, max_bytes=1000)

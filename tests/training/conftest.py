@@ -1,5 +1,7 @@
 """A small model repository and a small data set of real scans for the tests of training."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ from torch import nn
 
 from radfm.load_scan_radfm import load_scan
 from radfm.medmd.build import build
+from radfm.medmd.schema import Message, Part
+from radfm.medmd.shards import ShardWriter, read_records
 from radfm.processing_radfm import RadFMProcessor
 from radfm.training.demo.checkpoint import image_processor, new_model
 from radfm.training.demo.qa_templates import train_tokenizer
@@ -58,3 +62,22 @@ def data(tmp_path_factory, dicom_files) -> Path:
     (own / "rows.csv").write_text("\n".join(lines) + "\n")
     build({"csv": own / "rows.csv"}, own / "built")
     return own / "built"
+
+
+@pytest.fixture(scope="session")
+def mixed_data(tmp_path_factory, data) -> Path:
+    """The rows of `data` and four questions without a scan."""
+    folder = tmp_path_factory.mktemp("mixed") / "built"
+    shutil.copytree(data, folder)
+    shard = next((folder / "2d").glob("train-*.parquet"))
+    records = list(read_records(shard))
+    writer = ShardWriter(shard.with_name("train-text-only.parquet"), "2d")
+    for number, record in enumerate(records[:4]):
+        messages = (Message("user", (Part("text", "Which imaging modality is this?"),)), record.messages[1])
+        writer.add(
+            replace(
+                record, id=f"csv/text/vqa/{number}", images=(), shapes=(), image_sha256=(), image_hash=(), messages=messages
+            )
+        )
+    writer.close()
+    return folder

@@ -1,0 +1,1 @@
+"""Blind human rating of answers: which questions (`questions`), what was clicked (`store`), the page, and what it means."""

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: scans and questions over HTTP, answers from RadFM."""

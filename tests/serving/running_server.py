@@ -1,0 +1,58 @@
+"""`radfm serve` as a process of its own, asked by OpenAI's client."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import httpx
+import openai
+from helpers import ROOT
+
+KEY = "RADFM_API_KEY"
+
+
+class Server:
+    """A running `radfm serve` of the demo checkpoint on a free port."""
+
+    def __init__(self, *arguments: str, **limits: object):
+        environment = {name: value for name, value in os.environ.items() if name != KEY}
+        environment |= {name: str(value) for name, value in limits.items()}
+        command = [sys.executable, "-m", "radfm.cli", "serve", "--port", "0", "--device", "cpu", *arguments]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT.parent, env=environment)
+        self.log = ""
+        self._is_up = threading.Event()
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        self._is_up.wait()
+        found = re.search(r"(\S+) is served at (http://\S+)/v1", self.log)
+        assert found, self.log
+        self.model, self.url = found.groups()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log += line
+            if "is served at" in line:
+                self._is_up.set()
+        self._is_up.set()
+
+    def client(self, **options: object) -> openai.OpenAI:
+        """OpenAI's client, which does not repeat what failed."""
+        return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **options})  # type: ignore[arg-type]
+
+    def stop(self) -> int:
+        """Stop it; its exit status."""
+        self.process.terminate()
+        status = self.process.wait(30)
+        self._reader.join()
+        return status
+
+
+def metric(client: openai.OpenAI, name: str) -> float:
+    """A number of /metrics."""
+    body = httpx.get(str(client.base_url.copy_with(path="/metrics"))).text
+    found = re.search(rf"^{re.escape(name)} (\S+)$", body, re.MULTILINE)
+    assert found, body
+    return float(found[1])
