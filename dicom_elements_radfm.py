@@ -8,7 +8,6 @@ is None: what to do without it is the caller's decision.
 import math
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from typing import TypeAlias
 
@@ -17,12 +16,14 @@ from .dicom_header_radfm import PlainHeader
 # What pydicom raises at an element that breaks the standard.
 MALFORMED: tuple[type[Exception], ...]
 MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError)
-with suppress(ImportError):
+try:  # noqa: SIM105 - transformers refuses remote code whose optional imports stand elsewhere
     import pydicom
     from pydicom.datadict import dictionary_VR, tag_for_keyword
     from pydicom.dataelem import RawDataElement
     from pydicom.errors import BytesLengthException, InvalidDicomError
     from pydicom.tag import BaseTag
+except ImportError:
+    pass
 
     MALFORMED += (BytesLengthException, InvalidDicomError)
 BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d", "UV": "Q", "SV": "q", "AT": "H"}
