@@ -10,7 +10,7 @@ from .archive_radfm import SourceFile
 from .scan_radfm import ReadContext, Scan, ScanError, replace_nonfinite
 
 if TYPE_CHECKING:
-    try:  # noqa: SIM105 - transformers refuses remote code whose optional imports stand elsewhere
+    try:
         from PIL.Image import Image
         from PIL.ImageFile import ImageFile
     except ImportError:

@@ -121,8 +121,8 @@ def kernels(repository: str | None = None) -> ModuleType | None:
 def _fetch_kernels(repository: str) -> ModuleType:
     """The kernels of "OWNER/NAME" or "OWNER/NAME@REVISION" on the Hub, or of the Hub's cache where there is no network.
 
-    Not by `kernels.get_kernel`: version 0.17 downloads one build, and without a network wants all of them in the cache. Consent
-    to run the code was given: by the environment variable, or for the repository whose config pins the commit.
+    Not by `kernels.get_kernel`: version 0.17 downloads one build, and without a network wants all of them in the cache.
+    Consent to run the code was given: by the environment variable, or for the repository whose config pins the commit.
     """
     name, _, revision = repository.partition("@")
     library = importlib.import_module("kernels")

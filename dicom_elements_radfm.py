@@ -16,16 +16,17 @@ from .dicom_header_radfm import PlainHeader
 # What pydicom raises at an element that breaks the standard.
 MALFORMED: tuple[type[Exception], ...]
 MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError)
-try:  # noqa: SIM105 - transformers refuses remote code whose optional imports stand elsewhere
+try:
     import pydicom
     from pydicom.datadict import dictionary_VR, tag_for_keyword
     from pydicom.dataelem import RawDataElement
     from pydicom.errors import BytesLengthException, InvalidDicomError
     from pydicom.tag import BaseTag
+
+    MALFORMED += (BytesLengthException, InvalidDicomError)
 except ImportError:
     pass
 
-    MALFORMED += (BytesLengthException, InvalidDicomError)
 BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d", "UV": "Q", "SV": "q", "AT": "H"}
 TEXT = ("DS", "IS", "CS", "UI", "DA", "TM", "DT", "AS", "AE")
 CHARACTERS = ("LO", "SH", "PN", "LT", "ST", "UT", "UC")
