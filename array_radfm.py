@@ -10,8 +10,11 @@ from .archive_radfm import SourceFile
 from .scan_radfm import ReadContext, Scan, ScanError, replace_nonfinite
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-    from PIL.ImageFile import ImageFile
+    try:
+        from PIL.Image import Image
+        from PIL.ImageFile import ImageFile
+    except ImportError:
+        pass
 
 NUMPY = b"\x93NUMPY"
 # What a file of each kind starts with, and the class of Pillow that reads it. The class is called itself because

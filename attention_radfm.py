@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -118,12 +119,16 @@ def kernels(repository: str | None = None) -> ModuleType | None:
 
 
 def _fetch_kernels(repository: str) -> ModuleType:
-    """The kernels of "OWNER/NAME" or "OWNER/NAME@REVISION" on the Hub."""
+    """The kernels of "OWNER/NAME" or "OWNER/NAME@REVISION" on the Hub, or of the Hub's cache where there is no network.
+
+    Not by `kernels.get_kernel`: version 0.17 downloads one build, and without a network wants all of them in the cache.
+    Consent to run the code was given: by the environment variable, or for the repository whose config pins the commit.
+    """
     name, _, revision = repository.partition("@")
-    hub = importlib.import_module("kernels")
-    wanted: dict[str, Any] = {"revision": revision} if revision else {"version": KERNELS_VERSION}
-    # Consent was given: by the environment variable, or for the repository whose config pins this commit.
-    found: ModuleType = hub.get_kernel(name, **wanted, trust_remote_code=[name])
+    library = importlib.import_module("kernels")
+    revision = revision or f"v{KERNELS_VERSION}"
+    folder = snapshot_download(name, repo_type="kernel", revision=revision, allow_patterns=["build/*"])
+    found: ModuleType = library.get_local_kernel(Path(folder))
     return found
 
 

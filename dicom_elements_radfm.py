@@ -8,7 +8,6 @@ is None: what to do without it is the caller's decision.
 import math
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from typing import TypeAlias
 
@@ -17,7 +16,7 @@ from .dicom_header_radfm import PlainHeader
 # What pydicom raises at an element that breaks the standard.
 MALFORMED: tuple[type[Exception], ...]
 MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError)
-with suppress(ImportError):
+try:
     import pydicom
     from pydicom.datadict import dictionary_VR, tag_for_keyword
     from pydicom.dataelem import RawDataElement
@@ -25,6 +24,9 @@ with suppress(ImportError):
     from pydicom.tag import BaseTag
 
     MALFORMED += (BytesLengthException, InvalidDicomError)
+except ImportError:
+    pass
+
 BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d", "UV": "Q", "SV": "q", "AT": "H"}
 TEXT = ("DS", "IS", "CS", "UI", "DA", "TM", "DT", "AS", "AE")
 CHARACTERS = ("LO", "SH", "PN", "LT", "ST", "UT", "UC")

@@ -26,8 +26,10 @@ from .dicom_elements_radfm import as_dataset, get_integer, get_text, has_element
 from .dicom_file_radfm import NATIVE, PIXEL_ELEMENTS, Instance
 from .scan_radfm import ReadContext
 
-with suppress(ImportError):
+try:  # noqa: SIM105 - transformers refuses remote code whose optional imports stand elsewhere
     from pydicom.uid import UID
+except ImportError:
+    pass
 
 PIXEL_TAGS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
 PIXEL_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")

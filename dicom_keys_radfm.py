@@ -5,12 +5,13 @@ C.8.13.5). It is read under the classic element's keyword from both.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 from .dicom_elements_radfm import Header, get_items, get_number, get_numbers, get_text, get_texts, get_vector
 
-with suppress(ImportError):
+try:  # noqa: SIM105 - transformers refuses remote code whose optional imports stand elsewhere
     from pydicom.datadict import keyword_for_tag
+except ImportError:
+    pass
 KeyValue = float | str | tuple[float, ...]
 DIMENSION = "index of"
 

@@ -85,19 +85,23 @@ def test_a_model_finds_the_kernels_that_its_config_names(model, hub, run_as_stra
     assert Path(again) == found
 
 
-def test_without_a_network_or_the_library_a_model_takes_pytorch(model, run_as_stranger):
-    gone = """
-import huggingface_hub, transformers, io, logging
-messages = io.StringIO()
-transformers.logging.disable_default_handler()
-transformers.logging.add_handler(logging.StreamHandler(messages))
+def test_without_a_network_or_the_library_a_model_takes_pytorch_and_says_so(model, run_as_stranger):
+    code = """
+import huggingface_hub, logging
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+attention.kernels.cache_clear()
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+print(attention.kernels_for(torch.device("cuda"), model.config.vision_config.kernels))
+attention.kernels.cache_clear()
+sys.modules["kernels"] = None
+print(attention.kernels_for(torch.device("cuda"), model.config.vision_config.kernels))
 """
-    without_network = USES_KERNELS.replace("kernels = ", "huggingface_hub.constants.HF_HUB_OFFLINE = True\nkernels = ")
-    without_library = USES_KERNELS.replace("kernels = ", "sys.modules['kernels'] = None\nkernels = ")
-    for code in (without_network, without_library):
-        said = run_as_stranger(gone + code + "print(messages.getvalue())", TRITON_INTERPRET="1")
-        assert said.splitlines()[0] == "None"
-        assert "me/radfm-kernels@" in said and "PyTorch's operators take their place" in said
+    loading = USES_KERNELS.split("kernels = ")[0]
+    network, nothing, library, nothing_again = run_as_stranger(loading + code, TRITON_INTERPRET="1").splitlines()[-4:]
+    assert (nothing, nothing_again) == ("None", "None")
+    for line, reason in ((network, "cache"), (library, "import of kernels halted")):
+        assert line.startswith("The kernels me/radfm-kernels@") and line.endswith("PyTorch's operators take their place.")
+        assert reason in line
 
 
 def test_kernels_can_be_named_or_switched_off_in_the_environment(model, run_as_stranger, tmp_path):
