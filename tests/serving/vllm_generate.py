@@ -1,6 +1,6 @@
-"""vllm_generate.py MODEL SCANS: vLLM's Transformers backend answers about a slice, a volume and both, in an environment of vLLM.
+"""vllm_generate.py MODEL SCANS: vLLM's Transformers backend answers about a slice, a volume and both.
 
-SCANS is an .npz with "slice", "volume" and "question". The last line of standard output is the answers as JSON.
+Runs in vLLM's environment. SCANS is an .npz with "slice", "volume" and "question". The last line of standard output is the answers as JSON.
 """
 
 import json
