@@ -71,7 +71,7 @@ def test_what_cannot_be_split_is_one_line_and_status_2(tmp_path):
     small_config().save_pretrained(tmp_path / "empty")
     (tmp_path / "none").mkdir()
     for source, sentence in (
-        ("qwen", "'qwen2', and only llama"),
+        ("qwen", "'qwen2', and only"),
         ("empty", "holds no safetensors"),
         ("none", "is no RadFM"),
     ):
