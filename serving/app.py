@@ -127,9 +127,15 @@ async def _next_piece(pieces: AsyncIterator[Piece], started: float) -> Piece | N
 
 
 def _add_file_routes(app: FastAPI, files: FileStore) -> None:
+    uploading = asyncio.Semaphore(limits.UPLOADS)
+
     @app.post("/v1/files")
     async def create_file(request: Request) -> dict[str, Any]:
-        async with _form(request) as form:
+        if uploading.locked():
+            raise ApiError(429, f"{limits.UPLOADS} files are being uploaded; try again later.", retry_after=10)
+        length = request.headers.get("content-length", "")
+        files.require_room(int(length) if length.isdigit() else 0)
+        async with uploading, _form(request) as form:
             unknown = [name for name in form if name not in FILE_FIELDS]
             if unknown:
                 raise ApiError(400, f"{unknown[0][:LONGEST_NAME]}: is not supported by this server; leave it out.")
