@@ -11,7 +11,7 @@ from typing import Any
 from .items import BENCHMARK, VERSION, BenchError, read_items
 from .predictions import SCAN, read_predictions
 from .readings import Pair, Tools, labels_of, main_measurement, main_metric
-from .scores import pair_up, read_run, sort_keys
+from .scores import model_name, pair_up, read_run, sort_keys
 
 FORMATS = ("inspect", "lmms-eval")
 
@@ -95,7 +95,7 @@ def _write_inspect(
                 input=prediction.prompt or item.question,
                 choices=list(item.options) or None,
                 target=item.reference,
-                output=ModelOutput.from_content(str(run.get("model", "unknown")), prediction.answer),
+                output=ModelOutput.from_content(model_name(run), prediction.answer),
                 scores=scored,
                 metadata={"record": item.record, "group": item.group, "source": item.source},
             )
@@ -109,7 +109,7 @@ def _write_inspect(
             created="1970-01-01T00:00:00+00:00",
             task=task,
             dataset=EvalDataset(name=f"{BENCHMARK} {VERSION}", samples=len(samples), sample_ids=[s.id for s in samples]),
-            model=str(run.get("model", "unknown")),
+            model=model_name(run),
             config=EvalConfig(),
             metadata={"items_fingerprint": run.get("items_fingerprint", "")},
         ),
