@@ -87,39 +87,41 @@ def _write_inspect(
     samples = []
     for pair, value in zip(pairs, values, strict=True):
         item, prediction = pair.item, pair.prediction
-        scored = {} if value is None else {metric: Score(value=value, answer=prediction.answer)}
+        scored = {} if value is None else {metric: scorer.Score(value=value, answer=prediction.answer)}
         samples.append(
-            EvalSample(
+            log_module.EvalSample(
                 id=item.id,
                 epoch=1,
                 input=prediction.prompt or item.question,
                 choices=list(item.options) or None,
                 target=item.reference,
-                output=ModelOutput.from_content(model_name(run), prediction.answer),
+                output=model_module.ModelOutput.from_content(model_name(run), prediction.answer),
                 scores=scored,
                 metadata={"record": item.record, "group": item.group, "source": item.source},
             )
         )
     known = [value for value in values if value is not None]
-    mean = {"mean": EvalMetric(name="mean", value=sum(known) / len(known))} if known else {}
-    log = EvalLog(
+    mean = {"mean": log_module.EvalMetric(name="mean", value=sum(known) / len(known))} if known else {}
+    log = log_module.EvalLog(
         status="success",
-        eval=EvalSpec(
+        eval=log_module.EvalSpec(
             # The fingerprint stands for the time: two exports of one run are equal.
             created="1970-01-01T00:00:00+00:00",
             task=task,
-            dataset=EvalDataset(name=f"{BENCHMARK} {VERSION}", samples=len(samples), sample_ids=[s.id for s in samples]),
+            dataset=log_module.EvalDataset(
+                name=f"{BENCHMARK} {VERSION}", samples=len(samples), sample_ids=[s.id for s in samples]
+            ),
             model=model_name(run),
-            config=EvalConfig(),
+            config=log_module.EvalConfig(),
             metadata={"items_fingerprint": run.get("items_fingerprint", "")},
         ),
-        results=EvalResults(
+        results=log_module.EvalResults(
             total_samples=len(samples),
             completed_samples=len(samples),
-            scores=[EvalScore(name=metric, scorer=metric, metrics=mean)],
+            scores=[log_module.EvalScore(name=metric, scorer=metric, metrics=mean)],
         ),
         samples=samples,
     )
     file = folder / f"{task}.eval"
-    write_eval_log(log, str(file))
+    log_module.write_eval_log(log, str(file))
     return file

@@ -34,6 +34,7 @@ NEEDS_MORE = {
     "radfm train": "trains for minutes; tests/training does that",
     "torchrun": "trains on several processes; tests/training does that",
     "radfm data": "needs the reader's own data; tests/medmd builds data sets",
+    "radfm bench": "needs a data set; tests/radbench draws, runs and scores on one",
     "127.0.0.1": "needs a running `radfm demo`",
     "pytorch_model.bin": "needs the published weights",
     "radfm-14b": "needs the published weights",
