@@ -27,7 +27,7 @@ EXTRAS_OF = {
     "space": ["space"],
     "medmd": ["data", "ray"],
     "training": ["train", "data"],
-    "radbench": ["bench", "data", "small"],
+    "radbench": ["bench", "data", "small", "space", "inspect", "terms"],
     "serving": ["serve"],
 }
 # Imported by tests, and installed with the distribution named here.
