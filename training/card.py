@@ -48,15 +48,14 @@ Not evaluated. `radfm bench run --model {place} --data DATA` measures it.
 CURVE_ROWS = 20
 
 
-def write_card(recipe: Recipe, rows: Any, state: Any, out: Path) -> None:
+def write_card(recipe: Recipe, licences: Counter[tuple[str, str, str]], state: Any, out: Path) -> None:
     """Write README.md: base model, data with licences, loss curve and recipe.
 
     Args:
-        rows: the training rows; columns source, licence and access are read.
+        licences: how many training rows there are of each (source, licence, access).
         state: Trainer's state after the training.
     """
     place = recipe.hub_id or out.name
-    licences = Counter(zip(rows["source"], rows["licence"], rows["access"], strict=True))
     data = "\n".join(
         ["| source | rows | licence | access |", "|---|---|---|---|"]
         + [

@@ -102,7 +102,10 @@ class ExampleDataset(Dataset[Example]):
 
     def __getitem__(self, index: tuple[int, int] | int) -> Example:
         epoch, row = index if isinstance(index, tuple) else (0, index)
-        record = Record.from_row(self.rows[row])
+        return self.make_example(Record.from_row(self.rows[row]), epoch)
+
+    def make_example(self, record: Record, epoch: int) -> Example:
+        """The example of a record, augmented for an epoch."""
         ids, labels, weights = encode_text(record, self.processor, self.loss)
         return Example(record.id, ids, labels, weights, self._pixel_values(record, epoch))
 

@@ -101,6 +101,7 @@ class Recipe(Block):
     model: str = Field("", description="folder or Hub id of the model to start from; the demo checkpoint where it is empty")
     revision: str | None = Field(None, description="commit or tag of the model on the Hub")
     data: str = Field("", description="a data set built by `radfm data build`, its Hub id, or a CSV or JSONL")
+    streaming: bool = Field(False, description="read the shards as they are needed; needs training.max_steps")
     hub_id: str | None = Field(None, description="owner/name to push the result to")
     parts: Parts = Parts()
     lora: Lora = Lora()
@@ -149,6 +150,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(_sentence(error)) from error
     _check_training(recipe.training)
     _check_parts(recipe)
+    _check_streaming(recipe)
     return recipe
 
 
@@ -197,6 +199,15 @@ def _check_deepspeed(config: Any) -> None:
         raise RecipeError(
             "training.deepspeed: ZeRO-3 hangs when ranks hold scans of different sizes; use ZeRO-2 or FSDP2 (training.fsdp)."
         )
+
+
+def _check_streaming(recipe: Recipe) -> None:
+    if not recipe.streaming:
+        return
+    if recipe.training.get("max_steps", -1) <= 0:
+        raise RecipeError("training.max_steps: is needed with streaming=true, because a stream has no end.")
+    if recipe.mixture != Mixture():
+        raise RecipeError("mixture: needs the sizes of all sources, which a stream does not know; set streaming=false.")
 
 
 def _check_parts(recipe: Recipe) -> None:
