@@ -102,6 +102,7 @@ class Recipe(Block):
     revision: str | None = Field(None, description="commit or tag of the model on the Hub")
     data: str = Field("", description="a data set built by `radfm data build`, its Hub id, or a CSV or JSONL")
     streaming: bool = Field(False, description="read the shards as they are needed; needs training.max_steps")
+    patch_cache: str = Field("", description="folder that keeps the patches of a frozen vision tower")
     hub_id: str | None = Field(None, description="owner/name to push the result to")
     parts: Parts = Parts()
     lora: Lora = Lora()
@@ -151,6 +152,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     _check_training(recipe.training)
     _check_parts(recipe)
     _check_streaming(recipe)
+    _check_patch_cache(recipe)
     return recipe
 
 
@@ -208,6 +210,18 @@ def _check_streaming(recipe: Recipe) -> None:
         raise RecipeError("training.max_steps: is needed with streaming=true, because a stream has no end.")
     if recipe.mixture != Mixture():
         raise RecipeError("mixture: needs the sizes of all sources, which a stream does not know; set streaming=false.")
+
+
+def _check_patch_cache(recipe: Recipe) -> None:
+    if not recipe.patch_cache:
+        return
+    for key, holds in (
+        ("parts.vision_tower=frozen", recipe.parts.vision_tower == "frozen"),
+        ("augmentation.enabled=false", not recipe.augmentation.enabled),
+        ("streaming=false", not recipe.streaming),
+    ):
+        if not holds:
+            raise RecipeError(f"patch_cache: a scan has the same patches in every epoch only with {key}; set it.")
 
 
 def _check_parts(recipe: Recipe) -> None:

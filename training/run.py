@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from radfm.processing_radfm import RadFMProcessor
 
 from .batches import BatchPlan
 from .card import clean_adapter_config, write_card
-from .collator import Collator
+from .collator import Collator, black_pixels
 from .data import load_rows
 from .examples import ExampleDataset, row_cost
+from .faults import explain_faults
 from .mixture import draws_per_epoch
 from .parts import set_trainable_parts
+from .patch_cache import PatchCache, encode_scans, take_cached_patches
 from .recipe import Recipe, RecipeError
 from .stream import Shards, StreamedBatches, load_places, stream_file
 from .trainer import FreezeDecoder, RadFMTrainer
@@ -144,7 +147,12 @@ def train(recipe: Recipe) -> Path:
     if args.eval_strategy != "no":
         evaluation = ExampleDataset(load_rows(recipe.data, "validation"), processor, recipe.loss, None, args.seed)
 
-    model = set_trainable_parts(load_model(recipe), recipe)
+    base = load_model(recipe)
+    if recipe.patch_cache:
+        assert isinstance(train_dataset, ExampleDataset)
+        with explain_faults(out):
+            use_patch_cache(recipe, args, base, collator, [train_dataset, *([evaluation] if evaluation else [])])
+    model = set_trainable_parts(base, recipe)
     trainer = RadFMTrainer(
         model=model,
         args=args,
@@ -155,12 +163,13 @@ def train(recipe: Recipe) -> Path:
         processing_class=processor,
         callbacks=make_callbacks(recipe, args),
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        clean_adapter_config(out)
-        write_card(recipe, licences, trainer.state, out)
+    with explain_faults(out):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            clean_adapter_config(out)
+            write_card(recipe, licences, trainer.state, out)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves earlier closes the connections of the others
     return out
 
@@ -182,6 +191,28 @@ def make_stream(
         seed=args.seed,
     )
     return stream, shards.licences()
+
+
+def use_patch_cache(
+    recipe: Recipe,
+    args: TrainingArguments,
+    model: RadFMForConditionalGeneration,
+    collator: Collator,
+    datasets: Sequence[ExampleDataset],
+) -> None:
+    """Encode the scans that the cache lacks, each rank a share of them, and let model and data sets take its patches."""
+    tower = model.model.vision_tower
+    cache = PatchCache(Path(recipe.patch_cache), tower, collator.processor)
+    share = {"rank": args.process_index, "ranks": args.world_size}
+    for dataset in datasets:
+        encode_scans(tower, dataset, cache, **share, workers=args.dataloader_num_workers, device=args.device)
+    with torch.no_grad():
+        collator.black_scan = tower.encode_patches([black_pixels(collator.config)])[0].float().cpu()
+    with args.main_process_first(desc="encoding scans"):  # a barrier: ranks read what others encoded
+        pass
+    for dataset in datasets:
+        dataset.patch_cache = cache
+    take_cached_patches(tower)
 
 
 def make_callbacks(recipe: Recipe, args: TrainingArguments) -> list[TrainerCallback]:

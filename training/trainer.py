@@ -10,17 +10,15 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, seed_worker
 
 from .batches import BatchPlan, PlanSampler
+from .faults import TrainingError, is_out_of_memory
 from .parts import freeze_decoder, keep_frozen_parts_in_eval
 from .stream import StreamedBatches, save_places, stream_file
-
-
-class TrainingError(RuntimeError):
-    """A step that may not be taken: one line that names the records and what to change."""
 
 
 class RadFMTrainer(Trainer):
@@ -108,7 +106,9 @@ class RadFMTrainer(Trainer):
         self._throughput.count(len(inputs["pixel_values"]), int(inputs["attention_mask"].sum()))
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise TrainingError(
                 f"Out of memory on records {_names(record_ids)}: lower batches.max_patches or batches.max_tokens."
             ) from error
@@ -126,6 +126,10 @@ class RadFMTrainer(Trainer):
         else:
             super().save_model(output_dir, _internal_call)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with original_classes(self.model):
+            super()._save(output_dir, state_dict)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if isinstance(self.train_dataset, StreamedBatches):
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -141,6 +145,22 @@ class RadFMTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._throughput.rates())
         super().log(logs, start_time)
+
+
+@contextmanager
+def original_classes(model: nn.Module) -> Iterator[None]:
+    """Undo, while a model is saved, that FSDP2 replaces each class by a subclass of its own: `save_pretrained` writes the code
+    and the name of the model's class.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    classes = [type(module) for module in sharded]
+    for module in sharded:
+        module.__class__ = type(module).__bases__[1]  # (FSDPModule, the original class)
+    try:
+        yield
+    finally:
+        for module, fsdp_class in zip(sharded, classes, strict=True):
+            module.__class__ = fsdp_class
 
 
 def _unchanged(batch: Any) -> Any:

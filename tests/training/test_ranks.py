@@ -87,7 +87,11 @@ def test_fsdp2_gives_the_update_of_one_rank_and_saves_a_whole_model(
     configured = ["training.accelerator_config={use_configured_state: true}", f"training.seed={seed}"]
     recipe = exact_recipe(tmp_path / "fsdp2", 2, 3, *configured)
     train_on_two_ranks([recipe], tmp_path, "--fsdp2", **{**FSDP2, "FSDP_STATE_DICT_TYPE": state})
-    assert relative_error(difference(tmp_path / "fsdp2", base), update_of_one) < TOLERANCE
+    out = tmp_path / "fsdp2"
+    assert relative_error(difference(out, base), update_of_one) < TOLERANCE
+    assert {file.name for file in out.glob("*.py")} == {file.name for file in base.glob("*.py")}, "the code of the model"
+    saved, config = (json.loads((folder / "config.json").read_text()) for folder in (out, base))
+    assert (saved["auto_map"], saved["architectures"]) == (config["auto_map"], config["architectures"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")

@@ -1,4 +1,4 @@
-"""A stream: each row once an epoch over all ranks and workers, bounds hold, and a resumed training ends with the same bits."""
+"""A stream: each row once an epoch over ranks and workers, bounds hold, a resumed training ends with the same bits."""
 
 import pickle
 from itertools import islice
