@@ -28,6 +28,8 @@ REFUSED: dict[str, str] = {
     "train_sampling_strategy": "batches come from batches.max_patches and batches.max_tokens; remove it.",
     "auto_find_batch_size": "lower batches.max_patches or batches.max_tokens instead.",
 }
+# Types that TrainingArguments takes beside the one it declares.
+ALSO_TAKEN: dict[str, type] = {"fsdp": bool}
 
 
 class RecipeError(ValueError):
@@ -186,6 +188,8 @@ def _check_training(values: dict[str, Any]) -> None:
             raise RecipeError(f"training.{key}: is no field of TrainingArguments.{_nearest(key, fields)}")
         if key in REFUSED and value != fields[key].default:
             raise RecipeError(f"training.{key}={value}: {REFUSED[key]}")
+        if type(value) is ALSO_TAKEN.get(key):
+            continue
         try:
             TypeAdapter(fields[key].type, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
         except ValidationError as error:

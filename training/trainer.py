@@ -149,7 +149,7 @@ class RadFMTrainer(Trainer):
 
 @contextmanager
 def original_classes(model: nn.Module) -> Iterator[None]:
-    """Undo, while a model is saved, that FSDP2 replaces each class by a subclass of its own: `save_pretrained` writes the code
+    """Undo, while a model is saved, that FSDP2 replaces each class by a subclass: `save_pretrained` writes the code
     and the name of the model's class.
     """
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
