@@ -44,8 +44,8 @@ def train(
             for line in describe_training(checked):
                 print(line)
             return
+        from radfm.training.faults import TrainingError
         from radfm.training.run import train as train_recipe
-        from radfm.training.trainer import TrainingError
 
         try:
             out = train_recipe(checked)

@@ -28,6 +28,8 @@ REFUSED: dict[str, str] = {
     "train_sampling_strategy": "batches come from batches.max_patches and batches.max_tokens; remove it.",
     "auto_find_batch_size": "lower batches.max_patches or batches.max_tokens instead.",
 }
+# Types that TrainingArguments takes beside the one it declares.
+ALSO_TAKEN: dict[str, type] = {"fsdp": bool}
 
 
 class RecipeError(ValueError):
@@ -101,6 +103,8 @@ class Recipe(Block):
     model: str = Field("", description="folder or Hub id of the model to start from; the demo checkpoint where it is empty")
     revision: str | None = Field(None, description="commit or tag of the model on the Hub")
     data: str = Field("", description="a data set built by `radfm data build`, its Hub id, or a CSV or JSONL")
+    streaming: bool = Field(False, description="read the shards as they are needed; needs training.max_steps")
+    patch_cache: str = Field("", description="folder that keeps the patches of a frozen vision tower")
     hub_id: str | None = Field(None, description="owner/name to push the result to")
     parts: Parts = Parts()
     lora: Lora = Lora()
@@ -149,6 +153,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(_sentence(error)) from error
     _check_training(recipe.training)
     _check_parts(recipe)
+    _check_streaming(recipe)
+    _check_patch_cache(recipe)
     return recipe
 
 
@@ -182,6 +188,8 @@ def _check_training(values: dict[str, Any]) -> None:
             raise RecipeError(f"training.{key}: is no field of TrainingArguments.{_nearest(key, fields)}")
         if key in REFUSED and value != fields[key].default:
             raise RecipeError(f"training.{key}={value}: {REFUSED[key]}")
+        if type(value) is ALSO_TAKEN.get(key):
+            continue
         try:
             TypeAdapter(fields[key].type, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
         except ValidationError as error:
@@ -197,6 +205,27 @@ def _check_deepspeed(config: Any) -> None:
         raise RecipeError(
             "training.deepspeed: ZeRO-3 hangs when ranks hold scans of different sizes; use ZeRO-2 or FSDP2 (training.fsdp)."
         )
+
+
+def _check_streaming(recipe: Recipe) -> None:
+    if not recipe.streaming:
+        return
+    if recipe.training.get("max_steps", -1) <= 0:
+        raise RecipeError("training.max_steps: is needed with streaming=true, because a stream has no end.")
+    if recipe.mixture != Mixture():
+        raise RecipeError("mixture: needs the sizes of all sources, which a stream does not know; set streaming=false.")
+
+
+def _check_patch_cache(recipe: Recipe) -> None:
+    if not recipe.patch_cache:
+        return
+    for key, holds in (
+        ("parts.vision_tower=frozen", recipe.parts.vision_tower == "frozen"),
+        ("augmentation.enabled=false", not recipe.augmentation.enabled),
+        ("streaming=false", not recipe.streaming),
+    ):
+        if not holds:
+            raise RecipeError(f"patch_cache: a scan has the same patches in every epoch only with {key}; set it.")
 
 
 def _check_parts(recipe: Recipe) -> None:
