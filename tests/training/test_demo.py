@@ -27,7 +27,8 @@ from radfm.training.recipe import Augmentation, Loss, RecipeError, Stage, load_r
 def record(question: str, answer: str) -> Record:
     messages = (Message("user", (Part("image"), Part("text", question))), Message("assistant", (Part("text", answer),)))
     return Record(
-        "demo/x/vqa/0", (), messages, "vqa", "open", "demo", "CC BY 4.0", "open", "train", "ours", "ab", ("0",), ("0",), ((8, 8),)
+        id="demo/x/vqa/0", images=(), messages=messages, task="vqa", answer_type="open", source="demo", licence="CC BY 4.0",
+        access="open", split="train", split_origin="ours", group="ab", image_sha256=("0",), image_hash=("0",), shapes=((8, 8),),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Scores of the demo checkpoint on the validation rows, with baselines, and how often it names a finding where none is known.
+"""Scores of the demo checkpoint on the validation rows, with baselines, and findings that it names where none is known.
 
 Every number is per pack, with a 95 % Wilson interval: greedy answers of the model, its answers about a black image, and
 the most frequent answer of the training rows.
@@ -32,7 +32,6 @@ QUESTIONS = {
     "report": "Write a report of this scan.",
     "rationale": "What is the diagnosis, and what in the scan shows it?",
 }
-# What a scan is scored for: the kinds of answer that may be wrong, and the findings that must not be named.
 COMPOSED = ("report", "rationale")
 NAMED = tuple(sorted({name for names in FINDINGS.values() for name in names} - {"normal"}))
 SYNONYMS = ({"brain", "head"}, {"frontal", "coronal"})
