@@ -30,7 +30,9 @@ def test_the_list_of_tasks_is_what_the_demo_was_trained_on():
     tasks = json.loads((DEMO / "tasks.json").read_text())
     for name in ("modality", "sequence"):
         assert tasks["topics"][name]["labels"] == list(VALUES[name])
-    assert {finding["pack"]: set(finding["labels"]) for finding in tasks["findings"]} == {p: set(FINDINGS[p]) for p in FINDINGS}
+    assert {finding["pack"]: set(finding["labels"]) for finding in tasks["findings"]} == {
+        p: set(FINDINGS[p]) for p in FINDINGS
+    }
     assert tasks["unknown"] == UNKNOWN
     questions = [wording for kind in KINDS for wording in OPEN[kind]] + [w for ws in QUESTIONS.values() for w in ws]
     findings = [name for names in FINDINGS.values() for name in names if name != "normal"]
