@@ -30,9 +30,11 @@ def cut_slice(scan: Scan, plane: str, position: float) -> Scan:
     voxels = np.take(scan.voxels, [index], axis + 1).transpose(0, *(other + 1 for other in order))
     affine = scan.affine[:, [*order, 3]].copy()
     affine[:, 3] += index * scan.affine[:, axis]
-    window = CT_SOFT_TISSUE if scan.modality == "CT" else tuple(float(x) for x in np.percentile(scan.voxels, (0.5, 99.5)))
+    low, high = CT_SOFT_TISSUE if scan.modality == "CT" else np.percentile(scan.voxels, (0.5, 99.5))
     spacing = (scan.spacing[order[0]], scan.spacing[order[1]], scan.spacing[axis])
-    image = to_radiological_view(replace(scan, voxels=voxels, affine=affine, spacing=spacing, windows=[window]))
+    image = to_radiological_view(
+        replace(scan, voxels=voxels, affine=affine, spacing=spacing, windows=[(float(low), float(high))])
+    )
     return _with_square_pixels(image)
 
 

@@ -28,7 +28,8 @@ def record(question: str, answer: str) -> Record:
     messages = (Message("user", (Part("image"), Part("text", question))), Message("assistant", (Part("text", answer),)))
     return Record(
         id="demo/x/vqa/0", images=(), messages=messages, task="vqa", answer_type="open", source="demo", licence="CC BY 4.0",
-        access="open", split="train", split_origin="ours", group="ab", image_sha256=("0",), image_hash=("0",), shapes=((8, 8),),
+        access="open", split="train", split_origin="ours", group="ab", image_sha256=("0",), image_hash=("0",),
+        shapes=((8, 8),),
     )  # fmt: skip
 
 

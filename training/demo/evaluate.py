@@ -42,7 +42,8 @@ BATCH, LONGEST_ANSWER = 48, 72
 class Score:
     """Right answers out of `count` questions about one label of one pack, by the model and by each baseline.
 
-    The labels "false finding" (normal scans) and "finding named" (scans whose pack knows no finding) count faults.
+    Three labels count faults: "false finding" of normal scans, "finding named" of scans whose pack knows none, and
+    "uncertain" of scans whose finding was learned.
     """
 
     pack: str
@@ -146,25 +147,20 @@ def _about_findings(answers: GreedyAnswerer, pack: str, scans: list[DemoScan]) -
     """Whether composed texts name the right finding, and how often a finding is named that is not there or not known."""
     scores = []
     for label in ("finding", *COMPOSED):
-        replies = dict(zip(map(id, scans), answers(scans, [QUESTIONS[label]] * len(scans)), strict=True))
-        names = {key: _named(reply) for key, reply in replies.items()}
-        known = [s for s in scans if s.finding]
-        suffix = "" if label == "finding" else f", {label}"
+        asked = [s for s in scans if s.finding or label == "finding"]
+        replies = answers(asked, [QUESTIONS[label]] * len(asked)) if asked else []
+        known = [(s, reply) for s, reply in zip(asked, replies, strict=True) if s.finding]
         if known and label in COMPOSED:
-            right = sum(names[id(s)] == ({s.finding} - {"normal"}) and _assessed(replies[id(s)]) for s in known)
+            right = sum(_named(reply) == {s.finding} - {"normal"} and _assessed(reply) for s, reply in known)
             scores.append(Score(pack, label, len(known), right))
-        normal = [s for s in known if s.finding == "normal"]
-        if normal:
-            scores.append(Score(pack, f"false finding{suffix}", len(normal), sum(bool(names[id(s)]) for s in normal)))
-        for kind in dict.fromkeys(s.kind for s in scans if not s.finding):
-            unknown = [s for s in scans if s.kind == kind]
-            named = sum(bool(names[id(s)]) for s in unknown)
-            scores.append(
-                Score(pack, f"finding named{suffix}" + (" (slices)" if kind == "slices" else ""), len(unknown), named)
-            )
-        if known:
-            unsure = sum(not _assessed(replies[id(s)]) for s in known)
-            scores.append(Score(pack, f"answered uncertain{suffix}", len(known), unsure))
+        if normal := [reply for s, reply in known if s.finding == "normal"]:
+            scores.append(Score(pack, f"false finding, {label}", len(normal), sum(bool(_named(reply)) for reply in normal)))
+        if known and label == "finding":
+            scores.append(Score(pack, "uncertain", len(known), sum(not _assessed(reply) for _, reply in known)))
+        for kind in dict.fromkeys(s.kind for s in asked if not s.finding):
+            of_kind = [reply for s, reply in zip(asked, replies, strict=True) if s.kind == kind]
+            where = " (slices)" if kind == "slices" else ""
+            scores.append(Score(pack, f"finding named{where}", len(of_kind), sum(bool(_named(reply)) for reply in of_kind)))
     return scores
 
 

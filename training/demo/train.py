@@ -69,7 +69,7 @@ def _spelling(tokenizer: PreTrainedTokenizerFast, token: int, earlier: PreTraine
 
 def texts_of(scans: list[DemoScan]) -> list[str]:
     """The texts of all records, once each, as the chat template joins them; in sorted order."""
-    texts = set()
+    texts: set[str] = set()
     for scan in scans:
         for record in scan.records:
             for message in record.messages:
