@@ -16,8 +16,8 @@ def train(
 ) -> None:
     """Train a model by a recipe; the same command goes on after an interruption.
 
-    Recipes: finetune-lora, finetune-qlora, projector-only, finetune-radmd, pretrain-medmd. The block `training` has the
-    fields of transformers' TrainingArguments.
+    Recipes: finetune-lora, finetune-qlora, projector-only, finetune-radmd, pretrain-medmd, demo, english-demo. The block
+    `training` has the fields of transformers' TrainingArguments.
 
     Examples:
 

@@ -28,6 +28,10 @@ def describe_training(recipe: Recipe) -> Iterator[str]:
     Raises:
         RecipeError, DataError: as `train`.
     """
+    if recipe.stages is not None:
+        for name, stage in (("tower", recipe.stages.tower), ("language", recipe.stages.language)):
+            yield f"{name}: {stage.training['max_steps']:,} steps of {sum(stage.scans.values())} scans"
+        return
     recipe = resolve_base(recipe)
     args = make_arguments(recipe)
     config, processor = load_base(recipe)

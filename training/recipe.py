@@ -97,6 +97,22 @@ class Mixture(Block):
     weights: dict[str, float] = Field(default_factory=dict, description="factor on a source or a task, by name")
 
 
+class Stage(Block):
+    """A stage of the demo training (`training/demo/`): each step is mixed of so many scans of each kind."""
+
+    scans: dict[str, int] = Field(description="scans in a step: of each pack, of slices and of volumes")
+    augmentation: Augmentation = Augmentation()
+    text_tokens: int = Field(72, gt=0, description="questions and answers about a scan in a step, in tokens")
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class Stages(Block):
+    """The demo checkpoint: the vision tower with label heads, then the rest in front of the frozen tower."""
+
+    tower: Stage
+    language: Stage
+
+
 class Recipe(Block):
     """All that decides a training, but for the data themselves."""
 
@@ -113,6 +129,9 @@ class Recipe(Block):
     loss: Loss = Loss()
     augmentation: Augmentation = Augmentation()
     mixture: Mixture = Mixture()
+    stages: Stages | None = Field(
+        None, description="the demo training, from nothing or from `model`; parts and batches do not count"
+    )
     early_stopping_patience: int | None = Field(None, gt=0, description="evaluations without a better loss before it stops")
     training: dict[str, Any] = Field(default_factory=dict)
 
@@ -152,6 +171,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise RecipeError(_sentence(error)) from error
     _check_training(recipe.training)
+    if recipe.stages is not None:
+        for stage in (recipe.stages.tower, recipe.stages.language):
+            _check_training(stage.training)
     _check_parts(recipe)
     _check_streaming(recipe)
     _check_patch_cache(recipe)
