@@ -26,6 +26,7 @@ REFUSED: dict[str, str] = {
     "label_smoothing_factor": "label smoothing replaces the weighted loss of RadFM; remove it.",
     "remove_unused_columns": "the collator makes the columns of the model itself; remove it.",
     "train_sampling_strategy": "batches come from batches.max_patches and batches.max_tokens; remove it.",
+    "ignore_data_skip": "a resumed training goes on at the next row; remove it.",
     "auto_find_batch_size": "lower batches.max_patches or batches.max_tokens instead.",
 }
 # Types that TrainingArguments takes beside the one it declares.

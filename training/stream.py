@@ -51,27 +51,32 @@ class Shards:
     """
 
     def __init__(self, data: str, split: str):
-        from fsspec.implementations.local import LocalFileSystem
         from huggingface_hub import HfFileSystem
 
-        local = LocalFileSystem()
-        self.files, root = (local, data) if local.exists(data) else (HfFileSystem(), HUB + data)
-        paths = [path for config in CONFIGS for path in sorted(self.files.glob(f"{root}/{config}/{split}-*.parquet"))]
+        self._hub = None if Path(data).exists() else HfFileSystem()
+        patterns = [f"{config}/{split}-*.parquet" for config in CONFIGS]
+        if self._hub is None:
+            paths = [str(path) for pattern in patterns for path in sorted(Path(data).glob(pattern))]
+        else:
+            paths = [str(path) for pattern in patterns for path in sorted(self._hub.glob(f"{HUB}{data}/{pattern}"))]
         if not paths:
-            raise DataError(f"{data}: has no shards {split}-*.parquet in the folders {' and '.join(CONFIGS)}.")
+            raise DataError(f"{data}: has no shards {' or '.join(patterns)}.")
         self.groups: list[tuple[str, int]] = []
         self.rows = 0
         for path in paths:
-            with self.files.open(path) as file:
+            with self._open(path) as file:
                 metadata = pq.read_metadata(file)
             self.groups += [(path, group) for group in range(metadata.num_row_groups)]
             self.rows += metadata.num_rows
+
+    def _open(self, path: str) -> Any:
+        return open(path, "rb") if self._hub is None else self._hub.open(path)
 
     def licences(self) -> Counter[tuple[str, str, str]]:
         """How many rows there are of each (source, licence, access)."""
         counts: Counter[tuple[str, str, str]] = Counter()
         for path in dict.fromkeys(path for path, _ in self.groups):
-            with self.files.open(path) as file:
+            with self._open(path) as file:
                 columns = pq.ParquetFile(file).read(columns=["source", "licence", "access"]).to_pydict()
             counts.update(zip(columns["source"], columns["licence"], columns["access"], strict=True))
         return counts
@@ -79,7 +84,7 @@ class Shards:
     def read(self, number: int) -> list[dict[str, Any]]:
         """The rows of a row group."""
         path, group = self.groups[number]
-        with self.files.open(path) as file:
+        with self._open(path) as file:
             rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(group).to_pylist()
         return rows
 

@@ -27,8 +27,10 @@ class RadFMTrainer(Trainer):
     What it overrides, and why:
         _get_num_items_in_batch: the divisor is the sum of `loss_weights` over all micro-batches and ranks, not a count.
         compute_loss: hands the divisor to the model as `loss_weight_sum`; keeps frozen parts in eval mode.
-        get_train_dataloader: batches come from the plan, which accelerate must not deal out again.
+        get_train_dataloader: batches come from the plan or a stream, which accelerate must not deal out again.
         training_step: stops before an update from a loss that is not finite, or when memory is short, and names the records.
+        save_model, _save: under FSDP2 the result is whole, and has the code of the model's class.
+        _save_checkpoint: keeps the place in a stream.
         log: adds scans and tokens per second, and the share of time spent waiting for data.
     """
 
