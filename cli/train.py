@@ -45,10 +45,10 @@ def train(
                 print(line)
             return
         from radfm.training.faults import TrainingError
-        from radfm.training.run import train as train_recipe
+        from radfm.training.start import start_training
 
         try:
-            out = train_recipe(checked)
+            out = start_training(checked)
         except TrainingError as error:
             refuse(str(error))
     except (RecipeError, DataError) as error:

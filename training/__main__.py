@@ -16,10 +16,10 @@ def main(arguments: list[str]) -> int:
     try:
         recipe = load_recipe(arguments[0], arguments[1:])
         from .faults import TrainingError
-        from .run import train
+        from .start import start_training
 
         try:
-            train(recipe)
+            start_training(recipe)
         except TrainingError as error:
             print(error, file=sys.stderr)
             return 2

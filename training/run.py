@@ -125,16 +125,11 @@ def train(recipe: Recipe) -> Path:
         DataError: no such data.
         TrainingError: a step that could not be taken, with the ids of the records.
     """
-    if recipe.stages is not None:
-        from .demo.train import train_demo
-
-        _keep_recipe(recipe, Path(str(recipe.training["output_dir"])))
-        return train_demo(recipe)
     recipe = resolve_base(recipe)
     args = make_arguments(recipe)
     out = Path(str(args.output_dir))
     with args.main_process_first(desc="writing the recipe"):
-        _keep_recipe(recipe, out, write=args.process_index == 0)
+        keep_recipe(recipe, out, write=args.process_index == 0)
     config, processor = load_base(recipe)
     collator = Collator(processor, config)
     checkpoint = find_checkpoint(out)
@@ -237,7 +232,7 @@ def find_checkpoint(out: Path) -> Path | None:
     return max(whole, key=lambda folder: int(folder.name.split("-")[1]), default=None)
 
 
-def _keep_recipe(recipe: Recipe, out: Path, write: bool) -> None:
+def keep_recipe(recipe: Recipe, out: Path, write: bool) -> None:
     """Write the recipe into the folder, on one rank alone; refuse a folder in which another recipe was begun."""
     text = yaml.safe_dump(recipe.model_dump(), sort_keys=False)
     file = out / RECIPE_FILE

@@ -9,6 +9,7 @@ from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 
 from ..recipe import Recipe, RecipeError
+from ..run import keep_recipe
 from .checkpoint import image_processor, new_model, write
 from .language import train_language
 from .scans import DemoScan, label_values, read_scans
@@ -23,10 +24,11 @@ def train_demo(recipe: Recipe) -> Path:
 
     Raises:
         DataError: no such data set.
-        RecipeError: a stage draws scans of a kind that the data set lacks.
+        RecipeError: a stage draws scans of a kind that the data set lacks, or the folder holds another training.
     """
     out, stages = Path(str(recipe.training["output_dir"])), recipe.stages
     assert stages is not None
+    keep_recipe(recipe, out, write=True)
     scans = read_scans(recipe.data, "train", image_processor(), out / "scans")
     there = {scan.kind for scan in scans}
     for name, stage in (("tower", stages.tower), ("language", stages.language)):
