@@ -325,8 +325,8 @@ class RadFMVisionModel(RadFMPreTrainedModel):
 class RadFMModel(RadFMPreTrainedModel):
     """Vision tower, projector and decoder, without the language modelling head.
 
-    As all base models of transformers it reports the head of a whole checkpoint as unexpected. It may not ignore it: vLLM builds
-    its model around this class, and leaves out every weight that it ignores.
+    As all base models of transformers it reports the head of a whole checkpoint as unexpected. It may not ignore it: vLLM
+    builds its model around this class, and leaves out every weight that it ignores.
     """
 
     def __init__(self, config: RadFMConfig):

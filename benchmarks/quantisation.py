@@ -1,9 +1,9 @@
 """The error of 16, 8 and 4 bits: how far logits move from float32, and how many greedy tokens and answers stay the same.
 
-    python benchmarks/quantisation.py ../shared
+    python benchmarks/quantisation.py ../shared checkpoints/demo/data
 
 Two models: the published code's small reference (random weights, `reference/published-small`), and the demo checkpoint asked
-about scans that it never saw (`data`). Prints a Markdown table.
+about scans that it never saw (the data set of `make demo-checkpoint`). Prints a Markdown table.
 """
 
 import argparse
@@ -20,9 +20,8 @@ from radfm.conversion.parity import compare_greedy_tokens, compare_stages, read_
 from radfm.conversion.tensors import DTYPES
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
-from radfm.training.demo.datasets import Sample, read_packs
-from radfm.training.demo.evaluate import OPEN_QUESTIONS, GreedyAnswerer
-from radfm.training.demo.qa_templates import answerable_labels
+from radfm.training.demo.evaluate import QUESTIONS, GreedyAnswerer, known_labels
+from radfm.training.demo.scans import DemoScan, read_scans
 
 ROOT = Path(__file__).parent.parent
 WAYS = tuple(BYTES)
@@ -60,15 +59,17 @@ def _error(errors: torch.Tensor, logits: torch.Tensor) -> tuple[float, float]:
     return errors.abs().max().item(), (errors.square().mean().sqrt() / logits.std()).item()
 
 
-def select_questions(folder: Path, processor: RadFMProcessor) -> tuple[list[Sample], list[str]]:
+def select_questions(folder: Path, processor: RadFMProcessor) -> tuple[list[DemoScan], list[str]]:
     """Held-out scans, spread over the packs, and for each a question whose answer is known."""
-    held_out = [s for s in read_packs(folder, processor.image_processor) if s.split == "val"]
+    with tempfile.TemporaryDirectory() as cache:
+        scans = read_scans(str(folder), "validation", processor.image_processor, Path(cache))
+    held_out = [scan for scan in scans if scan.kind != "slices"]
     samples = held_out[:: max(len(held_out) // SCANS, 1)]
     abouts = ("finding", "modality", "body_part", "plane")
     questions = []
     for number, sample in enumerate(samples):
-        possible = [about for about in abouts if about in answerable_labels(sample)]
-        questions.append(OPEN_QUESTIONS[possible[number % len(possible)]])
+        possible = [about for about in abouts if about in known_labels(sample)]
+        questions.append(QUESTIONS[possible[number % len(possible)]])
     return samples, questions
 
 
@@ -76,7 +77,7 @@ def select_questions(folder: Path, processor: RadFMProcessor) -> tuple[list[Samp
 def next_token_logits(
     model: RadFMForConditionalGeneration,
     processor: RadFMProcessor,
-    samples: list[Sample],
+    samples: list[DemoScan],
     questions: list[str],
     answers: list[str],
 ) -> torch.Tensor:
@@ -109,9 +110,10 @@ def demo(folder: Path) -> dict[str, tuple[float, float, float, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shared", type=Path, help="the folder that holds reference/published-small and data")
-    shared = parser.parse_args().shared
-    small, trained = small_reference(shared / "reference" / "published-small"), demo(shared / "data")
+    parser.add_argument("shared", type=Path, help="the folder that holds reference/published-small")
+    parser.add_argument("data", type=Path, help="the data set of the demo checkpoint")
+    arguments = parser.parse_args()
+    small, trained = small_reference(arguments.shared / "reference" / "published-small"), demo(arguments.data)
     print("| way | small reference: logit error (largest) | equal greedy tokens | demo: logit error (largest) "
           "| equal greedy tokens | equal answers |")  # fmt: skip
     print("|---|---|---|---|---|---|")

@@ -117,7 +117,7 @@ def run_benchmark(
     def load() -> Model:
         if endpoint:
             return Endpoint(endpoint, name, max_new_tokens, slices)
-        _register_radfm()
+        register_radfm()
         loading = LoadOptions(device, dtype, max_new_tokens, slices, trust_remote_code, processes.local_rank)
         return load_model(name, loading)
 
@@ -137,7 +137,7 @@ for command in (compare, rate, publish, score):
     bench.command()(command)
 
 
-def _register_radfm() -> None:
+def register_radfm() -> None:
     """Let the Auto classes find RadFM in this installation, so that no code of a model's repository has to run."""
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 

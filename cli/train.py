@@ -16,8 +16,8 @@ def train(
 ) -> None:
     """Train a model by a recipe; the same command goes on after an interruption.
 
-    Recipes: finetune-lora, finetune-qlora, projector-only, finetune-radmd, pretrain-medmd. The block `training` has the
-    fields of transformers' TrainingArguments.
+    Recipes: finetune-lora, finetune-qlora, projector-only, finetune-radmd, pretrain-medmd, demo, english-demo. The block
+    `training` has the fields of transformers' TrainingArguments.
 
     Examples:
 
@@ -44,8 +44,8 @@ def train(
             for line in describe_training(checked):
                 print(line)
             return
+        from radfm.training.faults import TrainingError
         from radfm.training.run import train as train_recipe
-        from radfm.training.trainer import TrainingError
 
         try:
             out = train_recipe(checked)

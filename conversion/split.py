@@ -45,10 +45,7 @@ def split(source: str | Path, out: Path) -> list[str]:
         ['radfm-14b-split/decoder: 363 tensors, a plain LlamaForCausalLM', …]
     """
     folder = _find_folder(str(source))
-    try:
-        config = RadFMConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{source}: is no RadFM ({str(error).strip().splitlines()[0]}).") from error
+    config = _read_config(folder, source)
     decoder = config.text_config
     if getattr(config, "quantization_config", None) is not None:
         raise ConversionError(f"{source}: is quantised; split the model that it was made of, and quantise the decoder.")
@@ -96,6 +93,17 @@ def _find_folder(source: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConversionError(f"{source}: is no folder here, and cannot be downloaded from the Hub ({reason}).") from error
+
+
+def _read_config(folder: Path, source: str | Path) -> RadFMConfig:
+    try:
+        if json.loads((folder / "config.json").read_text())["model_type"] == RadFMConfig.model_type:
+            config: RadFMConfig = RadFMConfig.from_pretrained(folder)
+            return config
+        reason = "its config.json is of another model"
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+    raise ConversionError(f"{source}: is no RadFM ({reason}).")
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

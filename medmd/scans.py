@@ -20,6 +20,7 @@ from .folder import MEMBER
 from .hashing import array_sha256, difference_hash
 from .image_metadata import JPEG, PNG, DamagedImageError, strip_metadata
 from .schema import Stored
+from .slices import PLANES, cut_slice
 from .volumes import to_nifti
 
 PASSED_MODES = {"JPEG": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
@@ -90,6 +91,9 @@ def store_scans(root: Path, references: Sequence[str], options: StorageOptions) 
 
 def _read(root: Path, reference: str) -> "Scan | _Passed":
     try:
+        volume, *plane = reference.rsplit(MEMBER, 2)
+        if len(plane) == 2 and plane[0] in PLANES:
+            return cut_slice(_volume(root, volume), plane[0], float(plane[1]))
         source = open_reference(root, reference)
         content = _picture_content(source)
         passed = None if content is None else _pass_through(content, reference)
@@ -98,6 +102,12 @@ def _read(root: Path, reference: str) -> "Scan | _Passed":
         raise ScanError(f"{reference}: {_reason(str(error))}") from error
     except MemoryError as error:
         raise ScanError(f"{reference}: does not fit into memory.") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _volume(root: Path, reference: str) -> Scan:
+    """A volume of which many slices are records."""
+    return load_scan(open_reference(root, reference))
 
 
 def _reason(message: str) -> str:
@@ -109,7 +119,7 @@ def open_reference(root: Path, reference: str) -> Any:
     """What `load_scan` reads: a path, the bytes of an archive's member, or an array.
 
     References are relative to `root`: `a/b.png`, `images.zip::a/b.png`, `volume.npz::ct`, `arrays.npz::train_images::12`,
-    `train.parquet::image::12`.
+    `train.parquet::image::12`. `store_scans` also takes a slice of a volume, `a.nii.gz::coronal::0.4` (`medmd.slices`).
 
     Raises:
         ScanError: there is no such file, member or row.

@@ -12,7 +12,18 @@ from .items import BenchError, Item, read_items
 from .predictions import SCAN, read_predictions
 from .readings import Pair, Tools, labels_of, main_measurement, main_metric, measure
 from .report import FORM_TITLES, TASK_TITLES, format_p, render_page
-from .scores import ALPHA, Key, correct_p_values, default_tools, groups_of, pair_up, read_run, score_entry, sort_keys
+from .scores import (
+    ALPHA,
+    Key,
+    correct_p_values,
+    default_tools,
+    groups_of,
+    model_name,
+    pair_up,
+    read_run,
+    score_entry,
+    sort_keys,
+)
 from .summary import cell, table
 
 TEMPLATE = "compare.html.jinja"
@@ -37,7 +48,7 @@ def read_results(folder: Path) -> Run:
     items = read_items(folder / "items.jsonl")
     pairs = pair_up(items, read_predictions(folder / "predictions.jsonl"))
     answers = {key: found for (key, condition), found in pairs.items() if condition == SCAN}
-    return Run(str(read_run(folder).get("model", folder.name)), {item.id: item for item in items}, answers)
+    return Run(model_name(read_run(folder)), {item.id: item for item in items}, answers)
 
 
 def compare(folders: Sequence[Path], tools: Tools | None = None) -> dict[str, Any]:

@@ -5,13 +5,14 @@ Scores stay ours: the logs hold each question, its reference, the answer, and ho
 
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from .items import BENCHMARK, VERSION, BenchError, read_items
 from .predictions import SCAN, read_predictions
 from .readings import Pair, Tools, labels_of, main_measurement, main_metric
-from .scores import pair_up, read_run, sort_keys
+from .scores import model_name, pair_up, read_run, sort_keys
 
 FORMATS = ("inspect", "lmms-eval")
 
@@ -69,57 +70,48 @@ def _write_inspect(
 ) -> Path:
     """An `.eval` file that `inspect view` opens."""
     try:
-        from inspect_ai.log import (
-            EvalConfig,
-            EvalDataset,
-            EvalLog,
-            EvalMetric,
-            EvalResults,
-            EvalSample,
-            EvalScore,
-            EvalSpec,
-            write_eval_log,
-        )
-        from inspect_ai.model import ModelOutput
-        from inspect_ai.scorer import Score
+        # By name: Inspect is 47 packages, which only its viewer's users want.
+        log_module, model_module, scorer = map(import_module, ("inspect_ai.log", "inspect_ai.model", "inspect_ai.scorer"))
     except ImportError as error:
         raise BenchError(f"the format inspect needs Inspect ({error}): pip install inspect-ai.") from error
     samples = []
     for pair, value in zip(pairs, values, strict=True):
         item, prediction = pair.item, pair.prediction
-        scored = {} if value is None else {metric: Score(value=value, answer=prediction.answer)}
+        scored = {} if value is None else {metric: scorer.Score(value=value, answer=prediction.answer)}
         samples.append(
-            EvalSample(
+            log_module.EvalSample(
                 id=item.id,
                 epoch=1,
                 input=prediction.prompt or item.question,
                 choices=list(item.options) or None,
                 target=item.reference,
-                output=ModelOutput.from_content(str(run.get("model", "unknown")), prediction.answer),
+                output=model_module.ModelOutput.from_content(model_name(run), prediction.answer),
                 scores=scored,
                 metadata={"record": item.record, "group": item.group, "source": item.source},
             )
         )
     known = [value for value in values if value is not None]
-    mean = {"mean": EvalMetric(name="mean", value=sum(known) / len(known))} if known else {}
-    log = EvalLog(
+    mean = {"mean": log_module.EvalMetric(name="mean", value=sum(known) / len(known))} if known else {}
+    log = log_module.EvalLog(
         status="success",
-        eval=EvalSpec(
+        eval=log_module.EvalSpec(
             # The fingerprint stands for the time: two exports of one run are equal.
             created="1970-01-01T00:00:00+00:00",
             task=task,
-            dataset=EvalDataset(name=f"{BENCHMARK} {VERSION}", samples=len(samples), sample_ids=[s.id for s in samples]),
-            model=str(run.get("model", "unknown")),
-            config=EvalConfig(),
+            dataset=log_module.EvalDataset(
+                name=f"{BENCHMARK} {VERSION}", samples=len(samples), sample_ids=[s.id for s in samples]
+            ),
+            model=model_name(run),
+            config=log_module.EvalConfig(),
             metadata={"items_fingerprint": run.get("items_fingerprint", "")},
         ),
-        results=EvalResults(
+        results=log_module.EvalResults(
             total_samples=len(samples),
             completed_samples=len(samples),
-            scores=[EvalScore(name=metric, scorer=metric, metrics=mean)],
+            scores=[log_module.EvalScore(name=metric, scorer=metric, metrics=mean)],
         ),
         samples=samples,
     )
     file = folder / f"{task}.eval"
-    write_eval_log(log, str(file))
+    log_module.write_eval_log(log, str(file))
     return file

@@ -56,9 +56,10 @@ class Partners:
                 lambda value: _is_value(value, item.asked, kind) == wanted,
             )
         labels = dict(_labels(record))
-        kind = next((kind for kind in _kinds(item) if kind in labels), None)
-        if kind is None:
+        known = [kind for kind in _kinds(item) if kind in labels]
+        if not known:
             return None
+        kind = known[0]
         if same_label:
             return self._search(self._by_value[bucket, kind, labels[kind]], item, record, lambda value: True)
         return self._search(self._by_kind[bucket, kind], item, record, lambda value: _differs(value, labels[kind]))

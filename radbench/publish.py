@@ -300,12 +300,13 @@ def merge_card(text: str, plan: Plan) -> str:
     """A model card with the plan's scores in its front matter; the text of any other plan's card as it is."""
     if plan.repo_type != "model":
         return plan.files[CARD]
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
     card = ModelCard(text or "---\n---\n")
+    data: ModelCardData = card.data  # type: ignore[assignment]  # huggingface_hub declares its base class
     mine = {result.dataset_name.split(",")[0] for result in plan.results}
-    others = [result for result in card.data.eval_results or () if result.dataset_name.split(",")[0] not in mine]
+    others = [result for result in data.eval_results or () if result.dataset_name.split(",")[0] not in mine]
     repo = Path(plan.repo)
-    card.data.model_name = card.data.model_name or (repo.resolve().name if repo.is_dir() else plan.repo.split("/")[1])
-    card.data.eval_results = [*others, *plan.results]
+    data.model_name = data.model_name or (repo.resolve().name if repo.is_dir() else plan.repo.split("/")[1])
+    data.eval_results = [*others, *plan.results]
     return str(card)

@@ -19,7 +19,7 @@ from .models.base import Model
 from .predictions import Prediction, write_predictions
 from .processes import Processes
 from .records import ScanReader, data_fingerprint, read_light
-from .runner import Batch, Progress, plan_batches, read_journal, run_batches
+from .runner import Progress, plan_batches, read_journal, run_batches
 
 ITEMS_FILE, PREDICTIONS_FILE, RUN_FILE, JOURNAL = "items.jsonl", "predictions.jsonl", "run.json", ".journal"
 PACKAGES = ("radfm", "torch", "transformers", "numpy")
@@ -87,13 +87,12 @@ def run(options: RunOptions, load_model: Callable[[], Model], processes: Process
     """
     out, journal = options.out, options.out / JOURNAL
     items, records, warnings = load_items(options.data, options.items, options.seed)
+    leaks = find_leaks(items, options.train_data or options.data) if processes.is_main else {}
     model = load_model()
-    asked = items
-    if not model.scores_options:
-        asked = [item for item in items if item.form != "likelihood"]
-        warnings.append(
-            f"{len(items) - len(asked):,} items of the form likelihood were not asked: the model scores no options."
-        )
+    asked = [item for item in items if model.scores_options or item.form != "likelihood"]
+    if len(asked) < len(items):
+        count = len(items) - len(asked)
+        warnings.append(f"{count:,} items of the form likelihood were not asked: the model scores no options.")
     conditions = (*MODEL_CONDITIONS, *(STABILITY if options.stability else ()))
     requests = make_requests(asked, records, conditions, options.seed)
     reader = ScanReader(options.data)
@@ -107,7 +106,13 @@ def run(options: RunOptions, load_model: Callable[[], Model], processes: Process
         run_batches(batches, model, reader, journal, processes, progress)
         processes.wait()
         if processes.is_main:
-            _finish(options, items, batches, model, settings, warnings)
+            predictions = [prediction for answered in read_journal(journal).values() for prediction in answered]
+            predictions += _answers_without_model(options, items, warnings)
+            for kind, leak in leaks["leaks"].items():
+                warnings.append(f"{leak['items']:,} items have the {kind} as the training data {leaks['data']}.")
+            notes = {"leak_check": leaks, "warnings": [*warnings, *model.warnings]}
+            _write_json({**settings, **notes}, out / RUN_FILE)
+            write_predictions(predictions, out / PREDICTIONS_FILE)
     if processes.is_main:
         shutil.rmtree(journal, ignore_errors=True)
 
@@ -147,26 +152,12 @@ def _open_folder(out: Path, settings: dict[str, Any]) -> None:
         _write_json(settings, file)
 
 
-def _finish(
-    options: RunOptions,
-    items: Sequence[Item],
-    batches: Sequence[Batch],
-    model: Model,
-    settings: dict[str, Any],
-    warnings: list[str],
-) -> None:
-    """Journals and baselines → `predictions.jsonl`, and what was seen on the way → `run.json`."""
-    done = read_journal(options.out / JOURNAL)
-    predictions: list[Prediction] = [prediction for number in range(len(batches)) for prediction in done[number]]
+def _answers_without_model(options: RunOptions, items: Sequence[Item], warnings: list[str]) -> list[Prediction]:
+    """The baselines that the training split gives; a warning where there is none."""
     training = draw(read_light(options.data, "train"), options.seed).items
     if not training:
-        warnings.append("The data set has no train split: there are no baselines of frequent and nearest answers.")
-    predictions += answer_without_model(items, training, options.seed)
-    leaks = find_leaks(items, options.train_data or options.data)
-    for kind, leak in leaks["leaks"].items():
-        warnings.append(f"{leak['items']:,} items have the {kind} as the training data {leaks['data']}.")
-    _write_json({**settings, "leak_check": leaks, "warnings": [*warnings, *model.warnings]}, options.out / RUN_FILE)
-    write_predictions(predictions, options.out / PREDICTIONS_FILE)
+        warnings.append(f"{options.data} has no train split: there are no baselines of frequent and nearest answers.")
+    return answer_without_model(items, training, options.seed)
 
 
 def _write_json(value: dict[str, Any], file: Path) -> None:

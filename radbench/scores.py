@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import statistics
-from .conditions import SAME_LABEL, STABILITY
+from .conditions import MODEL_CONDITIONS, SAME_LABEL, STABILITY, TEXT_BASELINES
 from .items import BENCH_TASKS, BENCHMARK, FORMS, VERSION, BenchError, Item, read_items
 from .metrics import blind_spots, calibration, closed
 from .metrics.medical_terms import read_term_list
@@ -52,7 +52,7 @@ def score_run(out: Path, tools: Tools | None = None) -> None:
     head = {
         "benchmark": BENCHMARK,
         "version": VERSION,
-        "model": run.get("model", "unknown"),
+        "model": model_name(run),
         "items_fingerprint": run.get("items_fingerprint", ""),
     }
     scores["warnings"] = [*map(str, run.get("warnings", ())), *scores["warnings"]]
@@ -66,6 +66,18 @@ def read_run(out: Path) -> dict[str, Any]:
         BenchError: it is not there.
     """
     return _read_json(out / "run.json", "`radfm bench run` makes it")
+
+
+def model_name(run: Mapping[str, Any]) -> str:
+    """The model of a `run.json`: its Hub id, its name on an endpoint, or the last part of its folder's path.
+
+    Example:
+        >>> model_name({"model": {"name": "/home/me/models/demo"}}), model_name({"model": "owner/demo"})
+        ('demo', 'owner/demo')
+    """
+    model = run.get("model", "unknown")
+    name = str(model.get("name", "unknown")) if isinstance(model, Mapping) else str(model)
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def read_scores(out: Path) -> dict[str, Any]:
@@ -97,10 +109,14 @@ def score(items: Sequence[Item], predictions: Iterable[Prediction], tools: Tools
     """The lists of `scores.json`: scores, breakdowns, significance, calibration, blind_spots, warnings.
 
     Raises:
-        BenchError: there is nothing to score.
+        BenchError: there is nothing to score, or a condition is unknown.
     """
     pairs = pair_up(items, predictions)
-    conditions = sorted({condition for _, condition in pairs}, key=lambda condition: (condition != SCAN, condition))
+    order = (*MODEL_CONDITIONS, *TEXT_BASELINES, *STABILITY)
+    present = {condition for _, condition in pairs}
+    conditions = [condition for condition in order if condition in present]
+    if unknown := present - set(order):
+        raise BenchError(f"condition {min(unknown)!r} is none of {', '.join(order)}.")
     keys = sort_keys({key for key, _ in pairs})
     if SCAN not in conditions:
         raise BenchError('no prediction has the condition "scan": there is nothing to score.')
@@ -239,7 +255,8 @@ def _warnings(
             )
         groups = len({pair.item.group for pair in scan})
         if scan and groups < FEW_GROUPS:
-            found.append(f"{title}: only {groups} patients or images; the interval is wide and itself uncertain.")
+            s = "" if groups == 1 else "s"
+            found.append(f"{title}: only {groups} patient{s} or image{s}; the interval is wide and itself uncertain.")
         seen = sum(pair.item.comparison_only for pair in scan)
         if seen:
             found.append(f"{title}: {seen} of {len(scan)} items are of sets that RadFM was trained on; for comparison only.")

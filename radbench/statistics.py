@@ -241,7 +241,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def krippendorff_alpha(ratings: Sequence[Sequence[float]], domain: Sequence[float]) -> float:
+def krippendorff_alpha(ratings: Sequence[Sequence[float]] | Array, domain: Sequence[float]) -> float:
     """Krippendorff's alpha for ordinal ratings: 1 is perfect agreement, 0 what chance gives.
 
     Args:

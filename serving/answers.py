@@ -139,12 +139,13 @@ class Answer:
 
     def _sample(self, logits: torch.Tensor) -> int:
         probabilities = (logits.double().cpu() / self._sampling.temperature).softmax(-1)
+        point = torch.rand((), generator=self._generator, dtype=torch.float64)
+        if self._sampling.top_p == 1:
+            return _at(point, probabilities)
         ordered, ids = probabilities.sort(descending=True)
-        cumulated = ordered.cumsum(0)
         # The token at which the sum reaches top_p is the last one that may be chosen.
-        count = int((cumulated < self._sampling.top_p).sum()) + 1
-        point = torch.rand((), generator=self._generator, dtype=torch.float64) * cumulated[:count][-1]
-        return int(ids[min(int((cumulated[:count] < point).sum()), len(ids) - 1)])
+        count = int((ordered.cumsum(0) < self._sampling.top_p).sum()) + 1
+        return int(ids[_at(point, ordered[:count])])
 
     def _note_logprobs(self, logits: torch.Tensor, token: int) -> None:
         if token in self._eos_ids:
@@ -202,3 +203,9 @@ class Answer:
     def _take_logprobs(self) -> list[dict[str, Any]]:
         logprobs, self._logprobs = self._logprobs, []
         return logprobs
+
+
+def _at(point: torch.Tensor, weights: torch.Tensor) -> int:
+    """The index at which a share `point` (0…1) of the weights lies before."""
+    cumulated = weights.cumsum(0)
+    return min(int(torch.searchsorted(cumulated, point * cumulated[-1], right=True)), len(weights) - 1)

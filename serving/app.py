@@ -32,6 +32,8 @@ from .metrics import Metrics
 from .protocol import parse_chat_request
 
 FILE_FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
+# The other fields of an upload, and the lines between them, have less than this many bytes.
+BESIDE_THE_FILE = limits.MIB
 STREAM_END = b"data: [DONE]\n\n"
 
 
@@ -127,9 +129,15 @@ async def _next_piece(pieces: AsyncIterator[Piece], started: float) -> Piece | N
 
 
 def _add_file_routes(app: FastAPI, files: FileStore) -> None:
+    uploading = asyncio.Semaphore(limits.UPLOADS)
+
     @app.post("/v1/files")
     async def create_file(request: Request) -> dict[str, Any]:
-        async with _form(request) as form:
+        if uploading.locked():
+            raise ApiError(429, f"{limits.UPLOADS} files are being uploaded; try again later.", retry_after=10)
+        length = request.headers.get("content-length", "")
+        files.require_room(max(int(length) - BESIDE_THE_FILE, 0) if length.isdigit() else 0)
+        async with uploading, _form(request) as form:
             unknown = [name for name in form if name not in FILE_FIELDS]
             if unknown:
                 raise ApiError(400, f"{unknown[0][:LONGEST_NAME]}: is not supported by this server; leave it out.")
@@ -162,8 +170,7 @@ def _add_file_routes(app: FastAPI, files: FileStore) -> None:
 @asynccontextmanager
 async def _form(request: Request) -> AsyncIterator[FormData]:
     """The fields of an upload, within the limits on bytes and time. Raises `ApiError` 400, 408 or 413."""
-    # Beside the file there are the other fields, and the lines between them.
-    receive = limited_receive(request.receive, limits.UPLOAD_BYTES + limits.MIB)
+    receive = limited_receive(request.receive, limits.UPLOAD_BYTES + BESIDE_THE_FILE)
     limited = Request(request.scope, receive)
     try:
         async with asyncio.timeout(limits.UPLOAD_SECONDS):

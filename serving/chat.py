@@ -4,8 +4,9 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """Answers prompts."""
 
-    def answer(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Piece]: ...
+    def answer(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece]: ...
 
 
 @dataclass
@@ -227,14 +228,15 @@ class Chat:
     async def pieces(self, reply: Reply, prompt: Prompt, sampling: Sampling, started: float) -> AsyncGenerator[Piece]:
         """The pieces of the answers, counted; `started` is when the request came (`time.monotonic`)."""
         is_first = True
-        async for piece in self.model.decoder.answer(prompt, sampling):
-            if is_first:
-                self._metrics.first_token_seconds.observe(time.monotonic() - started)
-                is_first = False
-            if piece.finish_reason is not None:
-                reply.completion_tokens += piece.num_tokens
-                self._metrics.completion_tokens.inc(piece.num_tokens)
-            yield piece
+        async with aclosing(self.model.decoder.answer(prompt, sampling)) as pieces:
+            async for piece in pieces:
+                if is_first:
+                    self._metrics.first_token_seconds.observe(time.monotonic() - started)
+                    is_first = False
+                if piece.finish_reason is not None:
+                    reply.completion_tokens += piece.num_tokens
+                    self._metrics.completion_tokens.inc(piece.num_tokens)
+                yield piece
 
 
 def _template_part(part: TextPart | FilePart | ImagePart) -> dict[str, str]:

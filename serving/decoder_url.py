@@ -8,7 +8,8 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -76,18 +77,19 @@ class RemoteDecoder:
         try:
             body = {"model": await self._model_name(), **_fields(sampling), "prompt_embeds": encoded}
             body["logit_bias"] = self._logit_bias
-            async for choice in self._choices(body):
-                index, reason = choice["index"], choice["finish_reason"]
-                token_ids = choice.get("token_ids") or []
-                counts[index] += sum(token not in self._eos_ids for token in token_ids)
-                text = texts[index].add(choice["text"]) + (texts[index].end() if reason else "")
-                logprobs = self._logprobs(choice.get("logprobs"), token_ids, sampling)
-                if text or logprobs or reason:
-                    yield Piece(index, text, logprobs, reason, counts[index] if reason else 0)
+            async with aclosing(self._choices(body)) as choices:
+                async for choice in choices:
+                    index, reason = choice["index"], choice["finish_reason"]
+                    token_ids = choice.get("token_ids") or []
+                    counts[index] += sum(token not in self._eos_ids for token in token_ids)
+                    text = texts[index].add(choice["text"]) + (texts[index].end() if reason else "")
+                    logprobs = self._logprobs(choice.get("logprobs"), token_ids, sampling)
+                    if text or logprobs or reason:
+                        yield Piece(index, text, logprobs, reason, counts[index] if reason else 0)
         except httpx.HTTPError as error:
             raise _unavailable("The decoder cannot be reached.") from error
 
-    async def _choices(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def _choices(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The choices in the events of a streamed completion."""
         async with self._client.stream("POST", "completions", json=body) as response:
             _check(response)
@@ -111,10 +113,6 @@ class RemoteDecoder:
             best = sorted((top or {}).items(), key=lambda item: item[1], reverse=True)[: sampling.top_logprobs]
             entries.append({**_entry(token, logprob), "top_logprobs": [_entry(*other) for other in best]})
         return entries
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
 
 
 def _entry(token: str, logprob: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import asyncio
 import copy
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,7 +108,7 @@ class Engine:
             self._changed.notify()
         return await asyncio.wrap_future(job.future)
 
-    async def answer(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Piece]:
+    async def answer(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         """The pieces of `sampling.n` answers as they are generated. Closing the iterator ends them."""
         job = AnswerJob(prompt, sampling, asyncio.get_running_loop())
         with self._changed:

@@ -71,7 +71,7 @@ class FileStore:
             raise ApiError(400, f"expires_after[seconds]: must lie between 1 and {longest}.", param="expires_after")
         if size == 0:
             raise ApiError(400, "file: is empty.", param="file")
-        self._require_room(size)
+        self.require_room(size)
         identifier = f"file-{secrets.token_hex(16)}"
         path = self._folder / identifier
         digest = await asyncio.to_thread(_copy, upload, path)
@@ -80,7 +80,8 @@ class FileStore:
         self._files[identifier] = file
         return file
 
-    def _require_room(self, size: int) -> None:
+    def require_room(self, size: int) -> None:
+        """Raise `ApiError` 429 where a file of so many bytes cannot be kept."""
         self.delete_expired()
         free = shutil.disk_usage(self._folder).free - limits.DISK_RESERVE
         if len(self._files) >= limits.FILES or self.num_bytes + size > limits.FILES_BYTES or size > free:

@@ -109,7 +109,7 @@ class Place:
         self._num_bytes = 0
         self._has_left = False
 
-    async def read_body(self, request: Request) -> bytes:
+    async def read_body(self, request: Request) -> bytearray:
         """The body of a request, within the limits on bytes and time. Raises `ApiError` 408, 413 or 429."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limits.REQUEST_BYTES:
@@ -122,7 +122,7 @@ class Place:
                     self._hold(len(block))
         except TimeoutError:
             raise too_slow() from None
-        return bytes(body)
+        return body
 
     def _hold(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes

@@ -24,6 +24,8 @@ READERS = _number("READERS", min(os.cpu_count() or 1, 4))
 REQUEST_BYTES = _number("REQUEST_BYTES", 256 * MIB)
 BODIES_BYTES = _number("BODIES_BYTES", 2 * GIB)
 UPLOAD_BYTES = _number("UPLOAD_BYTES", GIB)
+# Uploads of /v1/files at the same time.
+UPLOADS = _number("UPLOADS", 8)
 # Seconds for a client to send a body, and for the server to answer it.
 UPLOAD_SECONDS = _number("UPLOAD_SECONDS", 600)
 ANSWER_SECONDS = _number("ANSWER_SECONDS", 300)

@@ -170,7 +170,7 @@ class ChatRequest(Strict):
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
 
-def parse_chat_request(body: bytes) -> ChatRequest:
+def parse_chat_request(body: bytes | bytearray) -> ChatRequest:
     """A request body → `ChatRequest`. Raises `ApiError` 400 that names the first field that is wrong."""
     try:
         return ChatRequest.model_validate_json(body)

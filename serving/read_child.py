@@ -88,9 +88,8 @@ def _outcome(job: ReadJob) -> dict[str, Any]:
         scan = load_scan(str(job.source), max_bytes=limits.READ_UNPACKED, **job.options)
         pixels = RadFMImageProcessor.from_dict(job.settings).preprocess(scan)
         np.save(job.folder / PIXELS, pixels.numpy())
-        description = describe(scan)
-        description["warnings"] = [without_names(warning, job.source) for warning in scan.warnings]
-        return {"description": description}
+        warnings = [without_names(warning, job.source) for warning in scan.warnings]
+        return {"description": {**describe(scan), "warnings": warnings}}
     except ScanError as error:
         return {"refused": without_names(str(error), job.source)}
     except MemoryError:
@@ -108,7 +107,6 @@ def describe(scan: Scan) -> dict[str, Any]:
         "shape": list(scan.voxels.shape),
         "spacing_mm": None if scan.spacing is None else [round(float(mm), 4) for mm in scan.spacing],
         "series": scan.series,
-        "warnings": list(scan.warnings),
     }
 
 

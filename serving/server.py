@@ -127,6 +127,9 @@ def run(app: FastAPI, name: str, bound: socket.socket) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     for library in ("uvicorn", "httpx"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    if not limits.DEBUG:
+        # It logs exceptions that nobody waited for with their messages, which may hold names.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=limits.STOP_SECONDS
     )

@@ -49,6 +49,8 @@ FILLERS = frozenset(
         "these",
     ]
 )
+# Topics whose answers are sentences and no labels.
+TEXTS = ("describe", "report", "rationale")
 PLACES = re.compile(r"\[\d+\]")
 
 
@@ -64,6 +66,7 @@ class Tasks:
         self.scores = list(scores)
         self._modalities: list[str] = tasks.get("modalities", [])
         self._vocabulary = frozenset(tasks.get("vocabulary", []))
+        self._unknown: str = tasks.get("unknown", "")
         self._trained_for: list[str] = tasks.get("tasks", [])
 
     @property
@@ -163,7 +166,9 @@ class Tasks:
     def _no_label(self, topic: str, answer: str) -> str:
         """A sentence where an answer is none of those that the model was trained to give."""
         labels = self.topics[topic].get("labels") or [label for f in self.findings for label in f["labels"]]
-        if topic == "describe" or not labels or answer.lower().strip(". ") in [label.lower() for label in labels]:
+        if topic in TEXTS or (self._unknown and self._unknown in answer):
+            return ""
+        if not labels or answer.lower().strip(". ") in [label.lower() for label in labels]:
             return ""
         return f"This is none of the {len(set(labels))} answers that the model was trained to give to such a question."
 

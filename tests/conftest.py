@@ -12,9 +12,9 @@ from series import write_series_zips
 
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
-# Tests that one worker of pytest-xdist runs one after another: the Space's share its files and ports, and a measurement of
-# memory must not compete with another.
-ONE_WORKER = {"tests/space/": "space", "tests/conversion/test_memory.py": "memory"}
+# Tests that one worker of pytest-xdist runs one after another: the Space's share its files and ports, the server's share a
+# server, and a measurement of memory must not compete with another.
+ONE_WORKER = {"tests/space/": "space", "tests/serving/": "serving", "tests/conversion/test_memory.py": "memory"}
 
 # The Space as it runs: seconds to start, and it loads the model.
 SLOW_FIXTURES = {"served"}

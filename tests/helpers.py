@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 
 from radfm.configuration_radfm import RadFMConfig
+from radfm.medmd.prompts import OPEN
+from radfm.medmd.questions import VALUES
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
 ROOT = Path(__file__).parent.parent
@@ -53,3 +55,9 @@ def small_model(**changes) -> RadFMForConditionalGeneration:
     """A small model with seeded weights."""
     torch.manual_seed(0)
     return RadFMForConditionalGeneration(small_config(**changes)).eval()
+
+
+def demo_texts() -> list[str]:
+    """Questions and answers of medmd, to train a tokenizer on."""
+    questions = [wording for wordings in OPEN.values() for wording in wordings]
+    return questions + [f" {value}" for values in VALUES.values() for value in values]

@@ -36,6 +36,7 @@ NEEDS_MORE = {
     "radfm serve": "serves until it is stopped",
     "torchrun": "trains on several processes; tests/training does that",
     "radfm data": "needs the reader's own data; tests/medmd builds data sets",
+    "radfm bench": "needs a data set; tests/radbench draws, runs and scores on one",
     "127.0.0.1": "needs a running `radfm demo`",
     "pytorch_model.bin": "needs the published weights",
     "radfm-14b": "needs the published weights",

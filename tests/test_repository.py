@@ -23,7 +23,13 @@ NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", "venvs", "build", "checkpoints", "site", "__pycache__", ".*_cache", "*.egg-info"
 )
 # Rooms that need an extra of the package.
-EXTRAS_OF = {"space": ["space"], "medmd": ["data", "ray"], "training": ["train", "data"], "radbench": ["bench", "data", "small"]}
+EXTRAS_OF = {
+    "space": ["space"],
+    "medmd": ["data", "ray"],
+    "training": ["train", "data"],
+    "radbench": ["bench", "data", "small", "space", "inspect", "terms"],
+    "serving": ["serve"],
+}
 # Imported by tests, and installed with the distribution named here.
 COMES_WITH = {"gradio_client": "gradio", "mcp": "gradio", "starlette": "gradio", "fastapi": "gradio", "uvicorn": "gradio"}
 

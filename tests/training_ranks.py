@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from helpers import ROOT
 
@@ -25,14 +26,21 @@ def arguments_of(recipe: Recipe, file: Path) -> list[str]:
     return [str(file)]
 
 
-def start(*command: object, ranks: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`torchrun COMMAND` on `ranks` processes; the finished run."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    command = [*torchrun, *map(str, command)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **own}, cwd=ROOT.parent, timeout=600
-    )  # fmt: skip
+def torchrun(*command: object, **environment: str) -> dict[str, Any]:
+    """The arguments of `subprocess.run` for `torchrun COMMAND` on two ranks."""
+    return {
+        "args": [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *map(str, command),
+        ],
+        "env": {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        "cwd": ROOT.parent,
+    }
+
+
+def start(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `torchrun COMMAND` on two ranks to its end."""
+    return subprocess.run(**torchrun(*command, **environment), capture_output=True, text=True, timeout=600)
 
 
 def train_on_two_ranks(recipes: list[Recipe], folder: Path, *options: str, **environment: str) -> None:

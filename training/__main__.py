@@ -15,8 +15,8 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     try:
         recipe = load_recipe(arguments[0], arguments[1:])
+        from .faults import TrainingError
         from .run import train
-        from .trainer import TrainingError
 
         try:
             train(recipe)

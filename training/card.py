@@ -12,14 +12,13 @@ from .recipe import Recipe
 CURVE_ROWS = 20
 
 
-def write_card(recipe: Recipe, rows: Any, state: Any, out: Path) -> None:
+def write_card(recipe: Recipe, licences: Counter[tuple[str, str, str]], state: Any, out: Path) -> None:
     """Write training.json (base model, data with licences, loss curve, recipe) and README.md.
 
     Args:
-        rows: the training rows; columns source, licence and access are read.
+        licences: how many training rows there are of each (source, licence, access).
         state: Trainer's state after the training.
     """
-    licences = Counter(zip(rows["source"], rows["licence"], rows["access"], strict=True))
     logged = [entry for entry in state.log_history if "loss" in entry]
     # A path of this machine is nobody's business: neither of the base nor of the data.
     public = recipe.model_dump()

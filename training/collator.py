@@ -22,12 +22,13 @@ class Collator:
 
     processor: RadFMProcessor
     config: RadFMConfig
+    black_scan: torch.Tensor | None = None  # its patches (L, V), where the scans are encoded patches too
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Examples → input_ids, attention_mask, labels, loss_weights (B, T), pixel_values (a list), record_ids."""
         examples = list(examples)
         if not any(example.pixel_values for example in examples):
-            examples.append(self._black_scan())
+            examples.append(self._black_example())
         pad_token_id = self.processor.tokenizer.pad_token_id
         length = max(len(example.input_ids) for example in examples)
 
@@ -45,12 +46,18 @@ class Collator:
             "record_ids": [example.record_id for example in examples if example.record_id],
         }
 
-    def _black_scan(self) -> Example:
-        config, vision = self.config, self.config.vision_config
+    def _black_example(self) -> Example:
+        config = self.config
         ids = [
             config.image_start_token_id,
             *[config.image_token_id] * config.num_image_tokens,
             config.image_end_token_id,
         ]
-        black = torch.zeros(1, vision.patch_size, vision.patch_size, 1)
+        black = self.black_scan if self.black_scan is not None else black_pixels(config)
         return Example("", ids, [IGNORE] * len(ids), [0.0] * len(ids), [black])
+
+
+def black_pixels(config: RadFMConfig) -> torch.Tensor:
+    """Pixel values of a black image of one patch."""
+    patch_size = config.vision_config.patch_size
+    return torch.zeros(1, patch_size, patch_size, 1)

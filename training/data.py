@@ -6,16 +6,15 @@ from typing import Any
 from radfm.medmd.schema import CONFIGS, DataError, features
 
 
-def load_rows(data: str, split: str, streaming: bool = False) -> Any:
+def load_rows(data: str, split: str) -> Any:
     """All rows of a split, of images and volumes together, with the scans as {"bytes", "path"}, not decoded.
 
     Args:
         data: a folder or a Hub id.
-        streaming: read the rows from the shards as they are needed, instead of writing them to the cache of `datasets` first.
+        split: train, validation or test.
 
     Returns:
-        A `datasets.Dataset` with the columns of `medmd.schema`, memory-mapped, so that memory does not grow with it; with
-        `streaming` a list of `datasets.IterableDataset`, of images and of volumes.
+        A `datasets.Dataset` with the columns of `medmd.schema`, memory-mapped, so that memory does not grow with it.
 
     Raises:
         DataError: nothing there, or no such split.
@@ -23,20 +22,20 @@ def load_rows(data: str, split: str, streaming: bool = False) -> Any:
     from datasets import concatenate_datasets
 
     folder = Path(data)
-    parts = _folder_parts(folder, split, streaming) if folder.exists() else _hub_parts(data, split, streaming)
+    parts = _folder_parts(folder, split) if folder.exists() else _hub_parts(data, split)
     if not parts:
         raise DataError(f"{data}: has no rows in the split {split}.")
-    return parts if streaming else concatenate_datasets(parts)
+    return concatenate_datasets(parts)
 
 
 def _undecoded_features(config: str) -> Any:
-    """The columns with scans as files: so images and volumes concatenate, and nothing is decoded before a worker needs it."""
+    """The columns with scans as files: images and volumes concatenate, and nothing is decoded before a worker needs it."""
     from datasets import Features, List, Value
 
     return Features({**features(config), "images": List({"bytes": Value("binary"), "path": Value("string")})})
 
 
-def _folder_parts(folder: Path, split: str, streaming: bool) -> list[Any]:
+def _folder_parts(folder: Path, split: str) -> list[Any]:
     """The configs of a folder. `load_dataset(folder)` caches by the folder's name, so of two folders called `data` it would
     return the rows of the first for both; with a list of files it caches by their paths and times.
     """
@@ -49,17 +48,17 @@ def _folder_parts(folder: Path, split: str, streaming: bool) -> list[Any]:
         files = [str(file.resolve()) for file in sorted((folder / config).glob(f"{split}-*.parquet"))]
         if files:
             columns = _undecoded_features(config)
-            parts.append(load_dataset("parquet", data_files=files, split="train", features=columns, streaming=streaming))
+            parts.append(load_dataset("parquet", data_files=files, split="train", features=columns))
     return parts
 
 
-def _hub_parts(data: str, split: str, streaming: bool) -> list[Any]:
+def _hub_parts(data: str, split: str) -> list[Any]:
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
         return [
-            load_dataset(data, config, split=split, features=_undecoded_features(config), streaming=streaming)
+            load_dataset(data, config, split=split, features=_undecoded_features(config))
             for config in get_dataset_config_names(data)
             if config in CONFIGS and split in get_dataset_split_names(data, config)
         ]

@@ -14,6 +14,7 @@ from .data import load_rows
 from .parts import part_of
 from .recipe import Recipe
 from .run import load_base, make_arguments, make_plan, resolve_base
+from .stream import Shards
 
 ADAM_STATES = 2  # float32 numbers beside weight and gradient
 MATMUL_SIZE, MATMUL_SECONDS = 1024, 0.5
@@ -27,9 +28,20 @@ def describe_training(recipe: Recipe) -> Iterator[str]:
     Raises:
         RecipeError, DataError: as `train`.
     """
+    if recipe.stages is not None:
+        for name, stage in (("tower", recipe.stages.tower), ("language", recipe.stages.language)):
+            yield f"{name}: {stage.training['max_steps']:,} steps of {sum(stage.scans.values())} scans"
+        return
     recipe = resolve_base(recipe)
     args = make_arguments(recipe)
     config, processor = load_base(recipe)
+    if recipe.streaming:
+        shards = Shards(recipe.data, "train")
+        yield f"data: {shards.rows:,} rows in {len(shards.groups):,} row groups, streamed"
+        yield f"steps: {args.max_steps:,} ({args.gradient_accumulation_steps} micro-batches each on {args.world_size} ranks)"
+        yield from _describe_memory(recipe, *_parameters(config, recipe))
+        yield "time: not known for a stream, whose patches and tokens are not counted before; plan with streaming=false"
+        return
     rows = load_rows(recipe.data, "train")
     plan = make_plan(recipe, args, rows, processor, config)
     steps_per_epoch = plan.batches_per_rank // args.gradient_accumulation_steps
@@ -39,16 +51,20 @@ def describe_training(recipe: Recipe) -> Iterator[str]:
     yield f"data: {len(rows):,} rows, {scans:,} scans; an epoch has {patches:,} patches and {tokens:,} tokens"
     yield f"steps: {steps:,} ({steps_per_epoch:,} an epoch, {accumulation} micro-batches each on {args.world_size} ranks)"
     sizes, trained = _parameters(config, recipe)
-    total, learning = sum(sizes.values()), sum(trained.values())
-    yield f"parameters: {total / 1e6:,.1f} M, {learning / 1e6:,.1f} M of them trained"
-    weight_bytes = sum(n * (recipe.bits / 8 if recipe.bits and part == "decoder" else 4) for part, n in sizes.items())
-    memory = weight_bytes + learning * 4 * (1 + ADAM_STATES)
-    yield f"memory: {memory / 1e9:,.2f} GB for weights, gradients and optimiser on one device, and activations beside it"
+    yield from _describe_memory(recipe, sizes, trained)
     flops = _flops_of_epoch(sizes, trained, patches, tokens, args) * steps / max(steps_per_epoch, 1)
     rate = _matmul_rate(args)
     seconds = flops / (rate * REACHED * args.world_size)
     rate_text = f"{rate / 1e9:,.0f} GFLOP/s of matrix products measured here"
     yield f"time: about {_duration(seconds)} if half of the {rate_text} is reached"
+
+
+def _describe_memory(recipe: Recipe, sizes: dict[str, int], trained: dict[str, int]) -> Iterator[str]:
+    total, learning = sum(sizes.values()), sum(trained.values())
+    yield f"parameters: {total / 1e6:,.1f} M, {learning / 1e6:,.1f} M of them trained"
+    weight_bytes = sum(n * (recipe.bits / 8 if recipe.bits and part == "decoder" else 4) for part, n in sizes.items())
+    memory = weight_bytes + learning * 4 * (1 + ADAM_STATES)
+    yield f"memory: {memory / 1e9:,.2f} GB for weights, gradients and optimiser on one device, and activations beside it"
 
 
 def _parameters(config: RadFMConfig, recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:

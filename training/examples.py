@@ -15,6 +15,7 @@ from radfm.scan_radfm import ScanError
 
 from .augmentation import augment_pixels, jitter_window
 from .batches import Cost
+from .patch_cache import PatchCache
 from .recipe import Augmentation, Loss
 from .token_weights import token_weights
 
@@ -96,32 +97,39 @@ class ExampleDataset(Dataset[Example]):
         self.rows, self.processor, self.loss = rows, processor, loss
         self.augmentation = augmentation if augmentation is not None and augmentation.enabled else None
         self.seed = seed
+        self.patch_cache: PatchCache | None = None  # where set, `pixel_values` are encoded patches (L, V) from there
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: tuple[int, int] | int) -> Example:
         epoch, row = index if isinstance(index, tuple) else (0, index)
-        record = Record.from_row(self.rows[row])
+        return self.make_example(Record.from_row(self.rows[row]), epoch)
+
+    def make_example(self, record: Record, epoch: int) -> Example:
+        """The example of a record, augmented for an epoch."""
         ids, labels, weights = encode_text(record, self.processor, self.loss)
         return Example(record.id, ids, labels, weights, self._pixel_values(record, epoch))
 
     def _pixel_values(self, record: Record, epoch: int) -> list[torch.Tensor]:
-        pixel_values = []
-        for number, stored in enumerate(record.images):
-            try:
-                scan = load_scan(stored.bytes)
-            except ScanError as error:
-                raise ScanError(f"{record.id}: scan {number + 1}: {error}") from error
-            if scan.is_volume and record.modality == "CT":
-                scan = replace(scan, modality="CT")  # NIfTI has no modality; the window of the model is for HU
-            image_processor = self.processor.image_processor
-            if self.augmentation is None:
-                pixel_values.append(image_processor.preprocess(scan))
-                continue
-            rng = np.random.default_rng([self.seed, epoch, number, *record.id.encode()])
-            if scan.modality == "CT":
-                window = jitter_window(image_processor.intensity_windows(scan), self.augmentation, rng)
-                image_processor = image_processor.with_settings(ct_window=window)
-            pixel_values.append(augment_pixels(image_processor.preprocess(scan), self.augmentation, rng, scan.modality))
-        return pixel_values
+        numbers = range(len(record.images))
+        if self.patch_cache is not None:
+            return [self.patch_cache.read(record, number) for number in numbers]
+        return [self.read_scan(record, number, epoch) for number in numbers]
+
+    def read_scan(self, record: Record, number: int, epoch: int) -> torch.Tensor:
+        """Pixel values (C, H, W, D) of a scan of a record, augmented for an epoch."""
+        try:
+            scan = load_scan(record.images[number].bytes)
+        except ScanError as error:
+            raise ScanError(f"{record.id}: scan {number + 1}: {error}") from error
+        if scan.is_volume and record.modality == "CT":
+            scan = replace(scan, modality="CT")  # NIfTI has no modality; the window of the model is for HU
+        image_processor = self.processor.image_processor
+        if self.augmentation is None:
+            return image_processor.preprocess(scan)
+        rng = np.random.default_rng([self.seed, epoch, number, *record.id.encode()])
+        if scan.modality == "CT":
+            window = jitter_window(image_processor.intensity_windows(scan), self.augmentation, rng)
+            image_processor = image_processor.with_settings(ct_window=window)
+        return augment_pixels(image_processor.preprocess(scan), self.augmentation, rng, scan.modality)

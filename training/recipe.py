@@ -28,6 +28,8 @@ REFUSED: dict[str, str] = {
     "train_sampling_strategy": "batches come from batches.max_patches and batches.max_tokens; remove it.",
     "auto_find_batch_size": "lower batches.max_patches or batches.max_tokens instead.",
 }
+# Types that TrainingArguments takes beside the one it declares.
+ALSO_TAKEN: dict[str, type] = {"fsdp": bool}
 
 
 class RecipeError(ValueError):
@@ -95,12 +97,30 @@ class Mixture(Block):
     weights: dict[str, float] = Field(default_factory=dict, description="factor on a source or a task, by name")
 
 
+class Stage(Block):
+    """A stage of the demo training (`training/demo/`): each step is mixed of so many scans of each kind."""
+
+    scans: dict[str, int] = Field(description="scans in a step: of each pack, of slices and of volumes")
+    augmentation: Augmentation = Augmentation()
+    text_tokens: int = Field(72, gt=0, description="questions and answers about a scan in a step, in tokens")
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class Stages(Block):
+    """The demo checkpoint: the vision tower with label heads, then the rest in front of the frozen tower."""
+
+    tower: Stage
+    language: Stage
+
+
 class Recipe(Block):
     """All that decides a training, but for the data themselves."""
 
     model: str = Field("", description="folder or Hub id of the model to start from; the demo checkpoint where it is empty")
     revision: str | None = Field(None, description="commit or tag of the model on the Hub")
     data: str = Field("", description="a data set built by `radfm data build`, its Hub id, or a CSV or JSONL")
+    streaming: bool = Field(False, description="read the shards as they are needed; needs training.max_steps")
+    patch_cache: str = Field("", description="folder that keeps the patches of a frozen vision tower")
     hub_id: str | None = Field(None, description="owner/name to push the result to")
     parts: Parts = Parts()
     lora: Lora = Lora()
@@ -109,6 +129,9 @@ class Recipe(Block):
     loss: Loss = Loss()
     augmentation: Augmentation = Augmentation()
     mixture: Mixture = Mixture()
+    stages: Stages | None = Field(
+        None, description="the demo training, from nothing or from `model`; parts and batches do not count"
+    )
     early_stopping_patience: int | None = Field(None, gt=0, description="evaluations without a better loss before it stops")
     training: dict[str, Any] = Field(default_factory=dict)
 
@@ -148,7 +171,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise RecipeError(_sentence(error)) from error
     _check_training(recipe.training)
+    if recipe.stages is not None:
+        for stage in (recipe.stages.tower, recipe.stages.language):
+            _check_training(stage.training)
     _check_parts(recipe)
+    _check_streaming(recipe)
+    _check_patch_cache(recipe)
     return recipe
 
 
@@ -182,6 +210,8 @@ def _check_training(values: dict[str, Any]) -> None:
             raise RecipeError(f"training.{key}: is no field of TrainingArguments.{_nearest(key, fields)}")
         if key in REFUSED and value != fields[key].default:
             raise RecipeError(f"training.{key}={value}: {REFUSED[key]}")
+        if type(value) is ALSO_TAKEN.get(key):
+            continue
         try:
             TypeAdapter(fields[key].type, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
         except ValidationError as error:
@@ -197,6 +227,27 @@ def _check_deepspeed(config: Any) -> None:
         raise RecipeError(
             "training.deepspeed: ZeRO-3 hangs when ranks hold scans of different sizes; use ZeRO-2 or FSDP2 (training.fsdp)."
         )
+
+
+def _check_streaming(recipe: Recipe) -> None:
+    if not recipe.streaming:
+        return
+    if recipe.training.get("max_steps", -1) <= 0:
+        raise RecipeError("training.max_steps: is needed with streaming=true, because a stream has no end.")
+    if recipe.mixture != Mixture():
+        raise RecipeError("mixture: needs the sizes of all sources, which a stream does not know; set streaming=false.")
+
+
+def _check_patch_cache(recipe: Recipe) -> None:
+    if not recipe.patch_cache:
+        return
+    for key, holds in (
+        ("parts.vision_tower=frozen", recipe.parts.vision_tower == "frozen"),
+        ("augmentation.enabled=false", not recipe.augmentation.enabled),
+        ("streaming=false", not recipe.streaming),
+    ):
+        if not holds:
+            raise RecipeError(f"patch_cache: a scan has the same patches in every epoch only with {key}; set it.")
 
 
 def _check_parts(recipe: Recipe) -> None:

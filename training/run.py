@@ -1,13 +1,15 @@
 """Train a recipe: data, plan of batches, model, Trainer, and a folder that `from_pretrained` loads."""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from radfm.configuration_radfm import RadFMConfig
 from radfm.modeling_radfm import RadFMForConditionalGeneration
@@ -15,12 +17,15 @@ from radfm.processing_radfm import RadFMProcessor
 
 from .batches import BatchPlan
 from .card import clean_adapter_config, write_card
-from .collator import Collator
+from .collator import Collator, black_pixels
 from .data import load_rows
 from .examples import ExampleDataset, row_cost
+from .faults import explain_faults
 from .mixture import draws_per_epoch
 from .parts import set_trainable_parts
+from .patch_cache import PatchCache, encode_scans, take_cached_patches
 from .recipe import Recipe, RecipeError
+from .stream import Shards, StreamedBatches, load_places, stream_file
 from .trainer import FreezeDecoder, RadFMTrainer
 
 # What Trainer must be told so that a batch reaches the model as the collator made it, and a fault is not hidden.
@@ -66,8 +71,12 @@ def make_arguments(recipe: Recipe) -> TrainingArguments:
     Raises:
         RecipeError: values that TrainingArguments refuses together.
     """
+    defaults = dict(DEFAULTS)
+    if recipe.parts.decoder_frozen_epochs:
+        # DDP must not wait for the gradients of the frozen decoder, which it counted when it was trained.
+        defaults["ddp_find_unused_parameters"] = True
     try:
-        return TrainingArguments(**{**DEFAULTS, **recipe.training, **FIXED})
+        return TrainingArguments(**{**defaults, **recipe.training, **FIXED, "ignore_data_skip": recipe.streaming})
     except (ValueError, ImportError) as error:
         raise RecipeError(f"training: {str(error).splitlines()[0]}") from error
 
@@ -116,42 +125,116 @@ def train(recipe: Recipe) -> Path:
         DataError: no such data.
         TrainingError: a step that could not be taken, with the ids of the records.
     """
+    if recipe.stages is not None:
+        from .demo.train import train_demo
+
+        _keep_recipe(recipe, Path(str(recipe.training["output_dir"])))
+        return train_demo(recipe)
     recipe = resolve_base(recipe)
     args = make_arguments(recipe)
     out = Path(str(args.output_dir))
     with args.main_process_first(desc="writing the recipe"):
         _keep_recipe(recipe, out, write=args.process_index == 0)
     config, processor = load_base(recipe)
-    rows = load_rows(recipe.data, "train")
-    plan = make_plan(recipe, args, rows, processor, config)
+    collator = Collator(processor, config)
+    checkpoint = find_checkpoint(out)
+    train_dataset: StreamedBatches | ExampleDataset
+    if recipe.streaming:
+        plan, (train_dataset, licences) = None, make_stream(recipe, args, processor, collator)
+        if checkpoint is not None:
+            train_dataset.resume(*load_places(checkpoint / stream_file(args.process_index)))
+    else:
+        rows = load_rows(recipe.data, "train")
+        plan = make_plan(recipe, args, rows, processor, config)
+        train_dataset = ExampleDataset(rows, processor, recipe.loss, recipe.augmentation, args.seed)
+        licences = Counter(zip(rows["source"], rows["licence"], rows["access"], strict=True))
     evaluation = None
     if args.eval_strategy != "no":
         evaluation = ExampleDataset(load_rows(recipe.data, "validation"), processor, recipe.loss, None, args.seed)
 
-    model = set_trainable_parts(load_model(recipe), recipe)
-    callbacks: list[Any] = []
-    if recipe.parts.decoder_frozen_epochs:
-        callbacks.append(FreezeDecoder(recipe.parts.decoder_frozen_epochs))
-    if recipe.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    base = load_model(recipe)
+    if recipe.patch_cache:
+        assert isinstance(train_dataset, ExampleDataset)
+        with explain_faults(out):
+            use_patch_cache(recipe, args, base, collator, [train_dataset, *([evaluation] if evaluation else [])])
+    model = set_trainable_parts(base, recipe)
     trainer = RadFMTrainer(
         model=model,
         args=args,
         plan=plan,
-        train_dataset=ExampleDataset(rows, processor, recipe.loss, recipe.augmentation, args.seed),
+        train_dataset=train_dataset,
         eval_dataset=evaluation,
-        data_collator=Collator(processor, config),
+        data_collator=collator,
         processing_class=processor,
-        callbacks=callbacks,
+        callbacks=make_callbacks(recipe, args),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)))
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        clean_adapter_config(out)
-        write_card(recipe, rows, trainer.state, out)
+    with explain_faults(out):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            clean_adapter_config(out)
+            write_card(recipe, licences, trainer.state, out)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves earlier closes the connections of the others
     return out
+
+
+def make_stream(
+    recipe: Recipe, args: TrainingArguments, processor: RadFMProcessor, collator: Collator
+) -> tuple[StreamedBatches, Counter[tuple[str, str, str]]]:
+    """The micro-batches of this rank from a stream, and the licences of its rows."""
+    shards = Shards(recipe.data, "train")
+    stream = StreamedBatches(
+        shards,
+        ExampleDataset([], processor, recipe.loss, recipe.augmentation, args.seed),
+        collator,
+        recipe.batches,
+        max_rows=args.per_device_train_batch_size,
+        rank=args.process_index,
+        ranks=args.world_size,
+        workers=args.dataloader_num_workers,
+        seed=args.seed,
+    )
+    return stream, shards.licences()
+
+
+def use_patch_cache(
+    recipe: Recipe,
+    args: TrainingArguments,
+    model: RadFMForConditionalGeneration,
+    collator: Collator,
+    datasets: Sequence[ExampleDataset],
+) -> None:
+    """Encode the scans that the cache lacks, each rank a share of them, and let model and data sets take its patches."""
+    tower = model.model.vision_tower
+    cache = PatchCache(Path(recipe.patch_cache), tower, collator.processor)
+    share = {"rank": args.process_index, "ranks": args.world_size}
+    for dataset in datasets:
+        encode_scans(tower, dataset, cache, **share, workers=args.dataloader_num_workers, device=args.device)
+    with torch.no_grad():
+        collator.black_scan = tower.encode_patches([black_pixels(collator.config)])[0].float().cpu()
+    with args.main_process_first(desc="encoding scans"):  # a barrier: ranks read what others encoded
+        pass
+    for dataset in datasets:
+        dataset.patch_cache = cache
+    take_cached_patches(tower)
+
+
+def make_callbacks(recipe: Recipe, args: TrainingArguments) -> list[TrainerCallback]:
+    """What the recipe asks of Trainer beside the steps."""
+    callbacks: list[TrainerCallback] = []
+    if recipe.parts.decoder_frozen_epochs:
+        share = recipe.parts.decoder_frozen_epochs / args.num_train_epochs
+        callbacks.append(FreezeDecoder(share if recipe.streaming else None, recipe.parts.decoder_frozen_epochs))
+    if recipe.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    return callbacks
+
+
+def find_checkpoint(out: Path) -> Path | None:
+    """The last whole checkpoint: Trainer writes its state at the end, so a folder without it was interrupted."""
+    whole = [folder for folder in out.glob("checkpoint-*") if (folder / TRAINER_STATE_NAME).exists()]
+    return max(whole, key=lambda folder: int(folder.name.split("-")[1]), default=None)
 
 
 def _keep_recipe(recipe: Recipe, out: Path, write: bool) -> None:

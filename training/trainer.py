@@ -4,20 +4,21 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import seed_worker
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, seed_worker
 
 from .batches import BatchPlan, PlanSampler
+from .faults import TrainingError, is_out_of_memory
 from .parts import freeze_decoder, keep_frozen_parts_in_eval
-
-
-class TrainingError(RuntimeError):
-    """A step that may not be taken: one line that names the records and what to change."""
+from .stream import StreamedBatches, save_places, stream_file
 
 
 class RadFMTrainer(Trainer):
@@ -31,12 +32,15 @@ class RadFMTrainer(Trainer):
         log: adds scans and tokens per second, and the share of time spent waiting for data.
     """
 
-    def __init__(self, *args: Any, plan: BatchPlan, **kwargs: Any):
+    def __init__(self, *args: Any, plan: BatchPlan | None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.plan = plan
         self._throughput = Throughput()
 
     def get_train_dataloader(self) -> DataLoader:
+        if isinstance(self.train_dataset, StreamedBatches):
+            return self._stream_dataloader(self.train_dataset)
+        assert self.plan is not None
         ranks, rank = self.args.world_size, self.args.process_index
         # The epoch is taken from the state: `set_epoch` does not reach the sampler after a resume.
         sampler = PlanSampler(self.plan, rank, ranks, lambda: math.floor((self.state.epoch or 0) + 1e-6))
@@ -49,7 +53,7 @@ class RadFMTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor,
-            worker_init_fn=lambda worker: seed_worker(worker, num_workers=workers, rank=rank),
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=rank),
         )
         loader = self.accelerator.prepare(loader)
         shard = loader.batch_sampler
@@ -58,6 +62,19 @@ class RadFMTrainer(Trainer):
             # number of rows is not `batch_size`; with None it takes batches of any number of rows.
             shard.num_processes, shard.process_index, shard.batch_size = 1, 0, None
         return loader
+
+    def _stream_dataloader(self, stream: StreamedBatches) -> DataLoader:
+        """Not prepared by accelerate, which would let rank 0 read for all; `training_step` moves the tensors."""
+        workers, rank = self.args.dataloader_num_workers, self.args.process_index
+        return DataLoader(
+            stream,
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=rank),
+        )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         with self._throughput.waiting():
@@ -82,10 +99,16 @@ class RadFMTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         record_ids = inputs.pop("record_ids")
+        if isinstance(self.train_dataset, StreamedBatches):
+            place = inputs.pop("place")
+            self.train_dataset.places[place.worker] = place
+            self.train_dataset.micro_batches += 1
         self._throughput.count(len(inputs["pixel_values"]), int(inputs["attention_mask"].sum()))
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise TrainingError(
                 f"Out of memory on records {_names(record_ids)}: lower batches.max_patches or batches.max_tokens."
             ) from error
@@ -96,6 +119,24 @@ class RadFMTrainer(Trainer):
             )
         return loss
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        sharded = self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+        if sharded and not _internal_call:  # Trainer would write nothing; a checkpoint keeps its shards for the resume
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with original_classes(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if isinstance(self.train_dataset, StreamedBatches):
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            file = folder / stream_file(self.args.process_index)
+            save_places(file, self.train_dataset.places, self.train_dataset.micro_batches)
+        super()._save_checkpoint(model, trial)
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         inputs.pop("record_ids", None)
         return super().prediction_step(model, inputs, *args, **kwargs)
@@ -104,6 +145,26 @@ class RadFMTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._throughput.rates())
         super().log(logs, start_time)
+
+
+@contextmanager
+def original_classes(model: nn.Module) -> Iterator[None]:
+    """Undo, while a model is saved, that FSDP2 replaces each class by a subclass: `save_pretrained` writes the code
+    and the name of the model's class.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    classes = [type(module) for module in sharded]
+    for module in sharded:
+        module.__class__ = type(module).__bases__[1]  # (FSDPModule, the original class)
+    try:
+        yield
+    finally:
+        for module, fsdp_class in zip(sharded, classes, strict=True):
+            module.__class__ = fsdp_class
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _names(record_ids: list[str]) -> str:
@@ -144,16 +205,24 @@ class Throughput:
 
 
 class FreezeDecoder(TrainerCallback):
-    """Stage 1 of the paper: the decoder is frozen in the first epochs."""
+    """Stage 1 of the paper: the decoder is frozen at the start.
 
-    def __init__(self, epochs: float):
-        self.epochs = epochs
+    Args:
+        share: of all steps, for a stream, which has no epochs; None counts `epochs`.
+        epochs: how many the decoder is frozen.
+    """
+
+    def __init__(self, share: float | None, epochs: float):
+        self.share, self.epochs = share, epochs
         self._frozen: bool | None = None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None, **_: Any
     ) -> None:
-        frozen = (state.epoch or 0) < self.epochs
+        if self.share is not None:
+            frozen = state.global_step < self.share * state.max_steps
+        else:
+            frozen = (state.epoch or 0) < self.epochs
         if model is not None and frozen != self._frozen:
             freeze_decoder(model, frozen)
             self._frozen = frozen

@@ -7,7 +7,7 @@ from ..source import Source
 
 MODULES = (
     *("pmc", "vqa", "medpix", "radiopaedia", "mimic", "vindr", "nih", "chexpert", "chest_sets", "chest_ct"),
-    *("radfm_tables", "demo_packs", "scan_table"),
+    *("radfm_tables", "demo_packs", "demo", "scan_table"),
 )
 
 

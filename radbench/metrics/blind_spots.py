@@ -6,6 +6,7 @@ perfect metric would give 0 to all of them.
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..statistics import Measurement
@@ -63,7 +64,7 @@ def swap(text: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 CHANGES: dict[str, Callable[[str], str]] = {
     "negation flipped": flip_negation,
-    **{name: (lambda text, pairs=pairs: swap(text, pairs)) for name, pairs in _SWAPS.items()},
+    **{name: partial(swap, pairs=pairs) for name, pairs in _SWAPS.items()},
 }
 
 

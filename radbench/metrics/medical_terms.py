@@ -10,6 +10,7 @@ has no recall. Such answers are left out, and the signature says how many were n
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -89,9 +90,8 @@ class ScispacyExtractor:
 
     def __init__(self, model: str):
         try:
-            import spacy
-
-            self._model = spacy.load(model)
+            # By name, because scispaCy's models are nothing that an extra of this package could install.
+            self._model = import_module("spacy").load(model)
         except (ImportError, OSError) as error:
             raise MetricError(
                 f"{model}: spaCy or this model is not there ({error}); use a term list, or install scispacy."

@@ -110,6 +110,10 @@ class LocalModel:
         """The model's inputs for rows that are asked together."""
         raise NotImplementedError
 
+    def _tokens_of_scan(self) -> int:
+        """The tokens that a scan becomes in a prompt; about right."""
+        raise NotImplementedError
+
     def _batches(self, rows: Sequence[Row], encoded: Mapping[ScanKey, Any]) -> list[list[int]]:
         """Which rows can be asked together; all of them, unless a subclass knows better."""
         return [list(range(len(rows)))] if rows else []

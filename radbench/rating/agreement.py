@@ -45,9 +45,9 @@ def summarise(folder: Path) -> dict[str, Any]:
             {
                 "model": model,
                 "mean": _known(_mean(table[:, :, place])),
-                "mean_interval": _ends(bootstrap_units(lambda drawn, p=place: _mean(table[:, drawn, p]), len(items))),
+                "mean_interval": _mean_interval(table[:, :, place]),
                 "rank": _known(_mean(ranks[:, :, place])),
-                "rank_interval": _ends(bootstrap_units(lambda drawn, p=place: _mean(ranks[:, drawn, p]), len(items))),
+                "rank_interval": _mean_interval(ranks[:, :, place]),
                 "n": int((~np.isnan(table[:, :, place])).sum()),
             }
         )
@@ -89,6 +89,11 @@ def _agreement(table: Array) -> tuple[float, Interval, int]:
 def _mean(values: Array) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
+
+
+def _mean_interval(values: Array) -> list[float] | None:
+    """Of the mean of (raters, items), drawing the items anew."""
+    return _ends(bootstrap_units(lambda drawn: _mean(values[:, drawn]), values.shape[1]))
 
 
 def _known(value: float) -> float | None:

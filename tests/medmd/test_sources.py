@@ -21,7 +21,7 @@ OF_PACKS = ("brain-tumor", "ct-planes", "mr-volumes", "ct-volumes", "dicom-serie
 
 
 def test_every_source_has_a_portal_here_but_packs_and_tables_of_own_scans():
-    assert set(all_sources()) == {*PORTALS, *OF_PACKS, "csv", "jsonl"}
+    assert set(all_sources()) == {*PORTALS, *OF_PACKS, "demo", "csv", "jsonl"}
 
 
 @pytest.mark.parametrize("name", sorted(PORTALS))

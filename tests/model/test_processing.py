@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import MARKS, small_model
+from helpers import MARKS, demo_texts, small_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,12 +21,12 @@ from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.load_scan_radfm import load_scan
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import CHAT_TEMPLATE_FILE, TYPED, RadFMProcessor
-from radfm.training.demo.qa_templates import train_tokenizer
+from radfm.training.demo.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def trained_tokenizer():
-    return train_tokenizer()
+    return train_tokenizer(demo_texts())
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def write_results(folder: Path, items: Sequence[Item], predictions: Sequence[Pre
     write_items(items, folder / "items.jsonl")
     write_predictions(predictions, folder / "predictions.jsonl")
     run = {
-        "model": model,
+        "model": {"name": model},
         "items_fingerprint": fingerprint(items),
         "data_fingerprint": "0" * 8,
         "settings": {},

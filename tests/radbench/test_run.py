@@ -15,7 +15,7 @@ import torch
 from bench_data import build_data
 from helpers import ROOT
 
-from radfm.cli.bench import _register_radfm
+from radfm.cli.bench import register_radfm
 from radfm.radbench import runner
 from radfm.radbench.conditions import MODEL_CONDITIONS, make_requests
 from radfm.radbench.draw import draw
@@ -36,7 +36,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model():
-    _register_radfm()
+    register_radfm()
     return load_model(str(ROOT), LoadOptions(device="cpu", max_new_tokens=MAX_NEW_TOKENS))
 
 

@@ -113,7 +113,7 @@ def test_a_model_without_log_probabilities_is_told_and_not_guessed():
 def test_sets_seen_in_training_composed_texts_and_few_patients_are_named():
     items = [replace(item, comparison_only=True, note="composed text") for item in make_items(8)]
     warnings = " ".join(score(items, predict(items, copy_reference), tools_for(items))["warnings"])
-    assert "trained on" in warnings and "composed text" in warnings and "only 4 patients" in warnings
+    assert "trained on" in warnings and "composed text" in warnings and "only 4 patients or images" in warnings
 
 
 def test_stability_counts_unchanged_answers_and_is_no_baseline():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from helpers import demo_texts
 from PIL import Image
 from torch import nn
 
@@ -16,7 +17,7 @@ from radfm.medmd.schema import Message, Part
 from radfm.medmd.shards import ShardWriter, read_records
 from radfm.processing_radfm import RadFMProcessor
 from radfm.training.demo.checkpoint import image_processor, new_model
-from radfm.training.demo.qa_templates import train_tokenizer
+from radfm.training.demo.tokenizer import train_tokenizer
 
 SCANS = {"CT_small.dcm": "CT", "MR_small.dcm": "MRI", "examples_overlay.dcm": "MRI", "693_J2KI.dcm": "CT"}
 
@@ -25,7 +26,7 @@ SCANS = {"CT_small.dcm": "CT", "MR_small.dcm": "MRI", "examples_overlay.dcm": "M
 def base(tmp_path_factory) -> Path:
     """A model repository with fresh weights of the demo checkpoint's sizes, two layers a part."""
     folder = tmp_path_factory.mktemp("base")
-    processor = RadFMProcessor(image_processor(), train_tokenizer())
+    processor = RadFMProcessor(image_processor(), train_tokenizer(demo_texts()))
     model = new_model(processor.tokenizer)
     for layers in (model.model.vision_tower.layers, model.model.language_model.layers):
         del layers[2:]

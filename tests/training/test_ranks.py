@@ -79,13 +79,19 @@ def test_ddp_gives_the_update_of_one_rank(base, mixed_data, exact_recipe, update
         assert relative_error(difference(out, base), update_of_one) < TOLERANCE, out
 
 
-def test_fsdp2_gives_the_update_of_one_rank_and_saves_a_whole_model(base, mixed_data, exact_recipe, update_of_one, tmp_path):
+@pytest.mark.parametrize("state", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
+def test_fsdp2_gives_the_update_of_one_rank_and_saves_a_whole_model(
+    base, mixed_data, exact_recipe, update_of_one, tmp_path, state
+):
     seed = seed_with_texts_alone(base, mixed_data, 2, 3)
     configured = ["training.accelerator_config={use_configured_state: true}", f"training.seed={seed}"]
     recipe = exact_recipe(tmp_path / "fsdp2", 2, 3, *configured)
-    train_on_two_ranks([recipe], tmp_path, "--fsdp2", **FSDP2)
-    assert relative_error(difference(tmp_path / "fsdp2", base), update_of_one) < TOLERANCE
-    assert relative_error(difference(tmp_path / "fsdp2" / "checkpoint-1", base), update_of_one) < TOLERANCE
+    train_on_two_ranks([recipe], tmp_path, "--fsdp2", **{**FSDP2, "FSDP_STATE_DICT_TYPE": state})
+    out = tmp_path / "fsdp2"
+    assert relative_error(difference(out, base), update_of_one) < TOLERANCE
+    assert {file.name for file in out.glob("*.py")} == {file.name for file in base.glob("*.py")}, "the code of the model"
+    saved, config = (json.loads((folder / "config.json").read_text()) for folder in (out, base))
+    assert (saved["auto_map"], saved["architectures"]) == (config["auto_map"], config["architectures"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
@@ -98,20 +104,24 @@ def test_zero2_gives_the_update_of_one_rank(base, exact_recipe, update_of_one, t
     assert relative_error(difference(tmp_path / "zero2", base), update_of_one) < TOLERANCE
 
 
-def test_the_documented_command_trains_the_paper_stage_with_a_frozen_decoder(base, mixed_data, tmp_path):
-    """Stage 1 on two ranks: DDP waits for no gradient of the decoder that is frozen in the first epoch."""
+@pytest.mark.parametrize("fsdp2", [False, True], ids=["ddp", "fsdp2"])
+def test_stage_1_trains_the_decoder_from_the_second_epoch_on(base, mixed_data, tmp_path, fsdp2):
+    """With DDP by the documented command: it must not wait for gradients of the decoder that is frozen at first."""
     recipe = recipe_for(
         base, mixed_data, tmp_path / "out", "training.bf16=false", "training.dataloader_num_workers=0",
         "training.gradient_accumulation_steps=1", "training.num_train_epochs=2", "training.save_strategy=epoch",
         name="pretrain-medmd",
     )  # fmt: skip
-    run = start("-m", "radfm.training", *arguments_of(recipe, tmp_path / "recipe.yaml"))
-    assert run.returncode == 0, run.stderr[-3000:]
-    before, first, last = (weights_of(f) for f in (base, next((tmp_path / "out").glob("checkpoint-1")), tmp_path / "out"))
-    decoder = [key for key in before if "language_model" in key and key.endswith("q_proj.weight")]
-    assert decoder and all(
-        torch.equal(before[key], first[key]) and not torch.equal(before[key], last[key]) for key in decoder
-    )
+    if fsdp2:
+        recipe.training["accelerator_config"] = {"use_configured_state": True}
+        train_on_two_ranks([recipe], tmp_path, "--fsdp2", **FSDP2)
+    else:
+        run = start("-m", "radfm.training", *arguments_of(recipe, tmp_path / "recipe.yaml"))
+        assert run.returncode == 0, run.stderr[-3000:]
+    before, first, last = (weights_of(folder) for folder in (base, tmp_path / "out" / "checkpoint-1", tmp_path / "out"))
+    layers = [key for key in before if "language_model" in key and key.endswith("q_proj.weight")]
+    assert layers and all(torch.equal(before[key], first[key]) for key in layers)
+    assert not any(torch.equal(before[key], last[key]) for key in layers)
 
 
 def resume_at_every_step(base, data, folder, run, *more):

@@ -43,6 +43,11 @@ def test_a_fault_is_one_sentence_that_names_the_key(override, sentence):
     assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
 
 
+def test_fsdp_is_turned_on_as_transformers_documents_it():
+    recipe = load_recipe("pretrain-medmd", ["training.fsdp=true", "training.fsdp_config={state_dict_type: FULL_STATE_DICT}"])
+    assert recipe.training["fsdp"] is True and recipe.training["fsdp_config"] == {"state_dict_type": "FULL_STATE_DICT"}
+
+
 def test_parts_that_exclude_each_other_are_refused():
     with pytest.raises(RecipeError, match="a quantised decoder cannot be trained in full"):
         load_recipe("pretrain-medmd", ["bits=4"])

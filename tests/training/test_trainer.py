@@ -17,10 +17,11 @@ from radfm.processing_radfm import RadFMProcessor
 from radfm.training.collator import Collator
 from radfm.training.data import load_rows
 from radfm.training.examples import ExampleDataset
+from radfm.training.faults import TrainingError
 from radfm.training.parts import part_of, set_trainable_parts
 from radfm.training.recipe import Loss, RecipeError, load_recipe
 from radfm.training.run import make_arguments, make_plan, resolve_base, train
-from radfm.training.trainer import RadFMTrainer, TrainingError
+from radfm.training.trainer import RadFMTrainer
 
 pytestmark = pytest.mark.slow  # trains small models
 

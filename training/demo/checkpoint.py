@@ -1,14 +1,13 @@
 """The sizes of the demo checkpoint, and writing it as a model repository."""
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from radfm.configuration_radfm import RadFMConfig, RadFMVisionConfig
+from radfm.configuration_radfm import RadFMConfig
 from radfm.image_processing_radfm import RadFMImageProcessor
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import IMAGE_END, IMAGE_START, IMAGE_TOKEN, RadFMProcessor
@@ -43,11 +42,6 @@ DECODER: dict[str, Any] = {
 }
 
 
-def vision_config() -> RadFMVisionConfig:
-    """The sizes of the vision tower."""
-    return RadFMVisionConfig(**VISION)
-
-
 def image_processor() -> RadFMImageProcessor:
     """Square grey images of the size of the tower; the aspect ratio of a scan is kept."""
     sizes = {name: VISION[name] for name in ("image_size", "max_slices", "patch_depth", "num_channels")}
@@ -71,11 +65,15 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> RadFMForConditionalGenerati
 
 
 def write(model: RadFMForConditionalGeneration, processor: RadFMProcessor, out: Path) -> None:
-    """Write a model repository to `out`: weights in half precision, configs, tokenizer, and the code where it is missing."""
+    """Write a model repository to `out`: weights in half precision, configs, tokenizer and code."""
+    model.save_pretrained(out, state_dict={name: weight.half() for name, weight in model.state_dict().items()})
+    processor.save_pretrained(out)
+
+
+def publish(trained: Path, out: Path) -> None:
+    """Copy a model repository to `out`, code only where it is missing there."""
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, state_dict={name: weight.half() for name, weight in model.state_dict().items()})
-        processor.save_pretrained(folder)
-        for file in Path(folder).iterdir():
+    for name in ("*.json", "*.safetensors", "*.jinja", "*.py"):
+        for file in trained.glob(name):
             if file.suffix != ".py" or not (out / file.name).exists():
                 shutil.copy(file, out / file.name)

@@ -1,7 +1,7 @@
-"""Scores of the demo checkpoint on the `val` rows, with baselines.
+"""Scores of the demo checkpoint on the validation rows, with baselines, and findings that it names where none is known.
 
-Every number is per pack, with a 95 % Wilson interval: greedy answers of the model, label heads on the same tower, a plain
-ViT classifier, answers about a black image, and the most frequent answer of the training rows.
+Every number is per pack, with a 95 % Wilson interval: greedy answers of the model, its answers about a black image, and
+the most frequent answer of the training rows.
 """
 
 import json
@@ -10,36 +10,46 @@ import random
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import track
 
+from radfm.medmd.prompts import CLOSED, article
+from radfm.medmd.questions import CLASHES, VALUES
+from radfm.medmd.sources.demo import FINDINGS, UNKNOWN, YES_OR_NO
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 
-from .baseline import PlainViT
-from .datasets import FINDINGS, LABELS, Sample
-from .qa_templates import OPEN, QA, YES_OR_NO, answerable_labels, closed_question
-from .stage1_vision import Classifier
+from .scans import ACQUISITION, DemoScan
 
-OPEN_QUESTIONS = {name: wordings[0] for name, wordings in OPEN.items()}
-PACKS = ("mednist", "ct_planes_nysbu", "mr_volumes", "brain_tumor_t1ce", "busi_breast_us", "pneumoniamnist_28")
-YES_NO_LABELS = {"yes/no": ("modality", "body_part", "plane", "sequence", "dims"), "yes/no, finding": ("finding",)}
-# Two names of one thing count as the same answer.
+QUESTIONS = {
+    "modality": "Which imaging modality is this?",
+    "body_part": "Which body part is shown?",
+    "plane": "In which plane is this scan?",
+    "sequence": "Which MR sequence is this?",
+    "dims": "Is this scan 2D or 3D?",
+    "finding": "What is the finding?",
+    "report": "Write a report of this scan.",
+    "rationale": "What is the diagnosis, and what in the scan shows it?",
+}
+COMPOSED = ("report", "rationale")
+NAMED = tuple(sorted({name for names in FINDINGS.values() for name in names} - {"normal"}))
 SYNONYMS = ({"brain", "head"}, {"frontal", "coronal"})
+BATCH, LONGEST_ANSWER = 48, 72
 
 
-@dataclass
+@dataclass(frozen=True)
 class Score:
-    """Right answers out of `count` questions about one label of one pack, by the model and by each baseline."""
+    """Right answers out of `count` questions about one label of one pack, by the model and by each baseline.
+
+    Three labels count faults: "false finding" of normal scans, "finding named" of scans whose pack knows none, and
+    "uncertain" of scans whose finding was learned.
+    """
 
     pack: str
     label: str
     count: int
     model: int
-    heads: int | None = None
-    vit: int | None = None
     blank: int | None = None
     most_frequent: int | None = None
 
@@ -52,102 +62,119 @@ def interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 class GreedyAnswerer:
-    """Greedy answers of a model about samples, in batches."""
+    """Greedy answers of a model about scans, in batches."""
 
     def __init__(self, model: RadFMForConditionalGeneration, processor: RadFMProcessor):
         self.model, self.processor = model, processor
 
-    def blank(self, samples: list[Sample], questions: list[str]) -> list[str]:
+    def blank(self, scans: list[DemoScan], questions: list[str]) -> list[str]:
         """The answers about black scans of the same shapes: what the question alone gives away."""
-        unique = {(s.pixels.shape, q): (s, q) for s, q in zip(samples, questions, strict=True)}
+        unique = {(s.pixels.shape, q): (s, q) for s, q in zip(scans, questions, strict=True)}
         black = [replace(s, pixels=torch.zeros_like(s.pixels)) for s, _ in unique.values()]
         answers = dict(zip(unique, self(black, [q for _, q in unique.values()]), strict=True))
-        return [answers[s.pixels.shape, q] for s, q in zip(samples, questions, strict=True)]
+        return [answers[s.pixels.shape, q] for s, q in zip(scans, questions, strict=True)]
 
     @torch.inference_mode()
-    def __call__(self, samples: list[Sample], questions: list[str]) -> list[str]:
-        """One answer per sample and question, in lower case."""
+    def __call__(self, scans: list[DemoScan], questions: list[str]) -> list[str]:
+        """One answer per scan and question, in lower case."""
         answers: list[str] = []
-        for first in track(range(0, len(samples), 48), "asking", transient=True):
-            pixels = [s.pixels.float() / 255 for s in samples[first : first + 48]]
-            texts = [self.processor.full_image_sequence + q for q in questions[first : first + 48]]
+        for first in track(range(0, len(scans), BATCH), "asking", transient=True):
+            pixels = [s.pixels.float() / 255 for s in scans[first : first + BATCH]]
+            texts = [self.processor.full_image_sequence + q for q in questions[first : first + BATCH]]
             inputs = self.processor(text=texts, padding=True, return_tensors="pt")
-            output_ids = self.model.generate(**inputs, pixel_values=pixels, max_new_tokens=16, do_sample=False)
+            output_ids = self.model.generate(**inputs, pixel_values=pixels, max_new_tokens=LONGEST_ANSWER, do_sample=False)
             answer_ids = output_ids[:, inputs["input_ids"].shape[1] :]
             answers += [a.strip().lower() for a in self.processor.batch_decode(answer_ids, skip_special_tokens=True)]
         return answers
 
 
+def known_labels(scan: DemoScan) -> dict[str, str]:
+    """The labels that a question can be about; "finding" is the finding of any pack."""
+    known = {name: scan.labels[name] for name in ACQUISITION if name in scan.labels}
+    known["dims"] = "3D" if scan.is_volume else "2D"
+    return {**known, "finding": scan.finding} if scan.finding else known
+
+
 def evaluate(
-    model: RadFMForConditionalGeneration,
-    processor: RadFMProcessor,
-    classifier: Classifier,
-    vit: PlainViT | None,
-    samples: list[Sample],
+    model: RadFMForConditionalGeneration, processor: RadFMProcessor, train: list[DemoScan], held_out: list[DemoScan]
 ) -> list[Score]:
-    """Scores on the `val` samples, pack by pack and label by label."""
+    """Scores on the held-out scans, pack by pack and label by label; slices of volumes count for unknown findings alone."""
     answers, scores = GreedyAnswerer(model.eval(), processor), []
-    train = [s for s in samples if s.split == "train"]
-    for pack in PACKS:
-        held_out = [s for s in samples if s.pack == pack and s.split == "val"]
-        seen = [s for s in train if s.pack == pack]
-        for label in ("modality", "body_part", "plane", "sequence", "dims", "finding"):
-            known = [s for s in held_out if label in answerable_labels(s)]
-            if not known or (label == "sequence" and pack == "brain_tumor_t1ce"):
-                continue
-            truth = [answerable_labels(s)[label].lower() for s in known]
-            in_training = Counter(answerable_labels(s)[label].lower() for s in seen if label in answerable_labels(s))
-            most_frequent = in_training.most_common(1)[0][0]
-            question = [OPEN_QUESTIONS[label]] * len(known)
-            head = pack if label == "finding" else label
-            scores.append(
-                Score(
-                    pack,
-                    label,
-                    len(known),
-                    model=_right(answers(known, question), truth),
-                    heads=_right(_classes(classifier, known, head), truth) if head in LABELS else None,
-                    vit=_right(_classes(vit, known, head), truth) if vit and head in LABELS else None,
-                    blank=_right(answers.blank(known, question), truth),
-                    most_frequent=_right([most_frequent] * len(known), truth),
-                )
-            )
-        scores += _closed(answers, pack, held_out)
+    for pack in dict.fromkeys(scan.pack for scan in held_out):
+        whole = [s for s in held_out if s.pack == pack and s.kind != "slices"]
+        seen = [known_labels(s) for s in train if s.pack == pack and s.kind != "slices"]
+        for label in (*ACQUISITION, "dims", "finding"):
+            of_label = [(s, known_labels(s)[label].lower()) for s in whole if label in known_labels(s)]
+            counts = Counter(known[label].lower() for known in seen if label in known)
+            if of_label and len(counts) > (label in ("sequence", "finding")):
+                scores.append(_score(answers, pack, label, of_label, counts.most_common(1)[0][0]))
+        scores += _closed(answers, pack, whole)
+        scores += _about_findings(answers, pack, [s for s in held_out if s.pack == pack])
     return scores
 
 
-def _closed(answers: GreedyAnswerer, pack: str, held_out: list[Sample]) -> list[Score]:
+def _score(answers: GreedyAnswerer, pack: str, label: str, cases: list[tuple[DemoScan, str]], constant: str) -> Score:
+    scans, truth = [scan for scan, _ in cases], [value for _, value in cases]
+    questions = [QUESTIONS[label]] * len(scans)
+    right, blank = (_right(reply(scans, questions), truth) for reply in (answers, answers.blank))
+    return Score(pack, label, len(scans), right, blank, _right([constant] * len(scans), truth))
+
+
+def _closed(answers: GreedyAnswerer, pack: str, scans: list[DemoScan]) -> list[Score]:
     """Yes/no questions, half with each answer: about the labels of the acquisition, and about the finding."""
-    scores = []
-    rng = random.Random(7)
-    for kind, labels in YES_NO_LABELS.items():
-        qa_pairs: list[tuple[Sample, QA]] = []
-        for number, sample in enumerate(held_out):
-            possible = [label for label in labels if label in answerable_labels(sample)]
-            if (possible and pack in FINDINGS) or kind == "yes/no":
+    scores, rng = [], random.Random(7)
+    for kind, labels in (("yes/no", ACQUISITION), ("yes/no, finding", ("finding",))):
+        cases: list[tuple[DemoScan, str, str]] = []
+        for number, scan in enumerate(scans):
+            possible = [label for label in labels if label in known_labels(scan)]
+            if possible:
                 label = possible[number // 2 % len(possible)]
-                qa = closed_question(sample, label, number % 2 == 0, rng)
-                qa_pairs.append((sample, replace(qa, question=qa.question.removesuffix(YES_OR_NO) + YES_OR_NO)))
-        if qa_pairs:
-            samples, truth = [s for s, _ in qa_pairs], [qa.answer for _, qa in qa_pairs]
-            questions = [qa.question for _, qa in qa_pairs]
-            constant = max(Counter(truth).values())
-            right, blank = (_right(reply(samples, questions), truth) for reply in (answers, answers.blank))
-            scores.append(Score(pack, kind, len(qa_pairs), right, blank=blank, most_frequent=constant))
+                value, answer = known_labels(scan)[label], ("yes", "no")[number % 2]
+                if answer == "no":
+                    values = FINDINGS[pack] if label == "finding" else VALUES[label]
+                    excluded = {value}.union(*(clash for clash in CLASHES if value in clash))
+                    value = rng.choice([other for other in values if other not in excluded])
+                wordings = CLOSED["normal" if value == "normal" else "diagnosis" if label == "finding" else label]
+                cases.append((scan, rng.choice(wordings).format(a=article(value), value=value) + YES_OR_NO, answer))
+        if cases:
+            of, questions, truth = [c[0] for c in cases], [c[1] for c in cases], [c[2] for c in cases]
+            right, blank = (_right(reply(of, questions), truth) for reply in (answers, answers.blank))
+            scores.append(Score(pack, kind, len(cases), right, blank, max(Counter(truth).values())))
     return scores
+
+
+def _about_findings(answers: GreedyAnswerer, pack: str, scans: list[DemoScan]) -> list[Score]:
+    """Whether composed texts name the right finding, and how often a finding is named that is not there or not known."""
+    scores = []
+    for label in ("finding", *COMPOSED):
+        asked = [s for s in scans if s.finding or label == "finding"]
+        replies = answers(asked, [QUESTIONS[label]] * len(asked)) if asked else []
+        known = [(s, reply) for s, reply in zip(asked, replies, strict=True) if s.finding]
+        if known and label in COMPOSED:
+            right = sum(_named(reply) == {s.finding} - {"normal"} and _assessed(reply) for s, reply in known)
+            scores.append(Score(pack, label, len(known), right))
+        if normal := [reply for s, reply in known if s.finding == "normal"]:
+            scores.append(Score(pack, f"false finding, {label}", len(normal), sum(bool(_named(reply)) for reply in normal)))
+        if known and label == "finding":
+            scores.append(Score(pack, "uncertain", len(known), sum(not _assessed(reply) for _, reply in known)))
+        for kind in dict.fromkeys(s.kind for s in asked if not s.finding):
+            of_kind = [reply for s, reply in zip(asked, replies, strict=True) if s.kind == kind]
+            where = " (slices)" if kind == "slices" else ""
+            scores.append(Score(pack, f"finding named{where}", len(of_kind), sum(bool(_named(reply)) for reply in of_kind)))
+    return scores
+
+
+def _named(reply: str) -> set[str]:
+    """The findings that a reply names."""
+    return {name for name in NAMED if name in reply}
+
+
+def _assessed(reply: str) -> bool:
+    return UNKNOWN.split(":")[0] not in reply
 
 
 def _right(answers: list[str], truth: list[str]) -> int:
     return sum(a == t or any({a, t} <= same for same in SYNONYMS) for a, t in zip(answers, truth, strict=True))
-
-
-@torch.inference_mode()
-def _classes(classifier: Any, samples: list[Sample], label: str) -> list[str]:
-    values = []
-    for first in range(0, len(samples), 64):
-        logits = classifier([s.pixels.float() / 255 for s in samples[first : first + 64]])[label]
-        values += [LABELS[label][i].lower() for i in logits.argmax(-1).tolist()]
-    return values
 
 
 def table(scores: list[Score]) -> str:
@@ -156,13 +183,10 @@ def table(scores: list[Score]) -> str:
     def percent(right: int | None, count: int) -> str:
         return "" if right is None else f"{100 * right / count:.0f}"
 
-    lines = [
-        "| pack | question about | n | RadFM | 95 % | label heads | plain ViT | blank image | most frequent |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| pack | question about | n | RadFM | 95 % | blank image | most frequent |", "|---|---|---|---|---|---|---|"]
     for s in scores:
         low, high = interval(s.model, s.count)
-        others = " | ".join(percent(right, s.count) for right in (s.heads, s.vit, s.blank, s.most_frequent))
+        others = " | ".join(percent(right, s.count) for right in (s.blank, s.most_frequent))
         model = f"**{percent(s.model, s.count)}** | {100 * low:.0f}–{100 * high:.0f}"
         lines.append(f"| {s.pack} | {s.label} | {s.count} | {model} | {others} |")
     return "\n".join(lines)
