@@ -25,7 +25,7 @@ processor = AutoProcessor.from_pretrained(repo_id, revision=revision, trust_remo
 content = [{{"type": "image", "image": "scan.png"}}, {{"type": "text", "text": "Which imaging modality is this?"}}]
 options = {{"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}}
 inputs = processor.apply_chat_template([{{"role": "user", "content": content}}], **options)
-output_ids = model.generate(**inputs, max_new_tokens=8)
+output_ids = model.generate(**inputs, max_new_tokens=20)
 answer = processor.post_process_image_text_to_text(output_ids[:, inputs["input_ids"].shape[1] :])[0]
 adapters = sum("lora_" in name for name, _ in model.named_parameters())
 bits = sum(type(module).__name__ == "Linear4bit" for module in model.modules())

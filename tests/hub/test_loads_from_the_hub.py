@@ -38,7 +38,7 @@ def test_a_model_loads_at_a_revision(model, hub, run_as_stranger):
     repository.commit("main", broken)
     try:
         for revision in ("v1", model):
-            assert json.loads(run_as_stranger(ask("me/radfm", revision)).splitlines()[-1])["answer"] == "CT"
+            assert "CT" in json.loads(run_as_stranger(ask("me/radfm", revision)).splitlines()[-1])["answer"]
     finally:
         repository.commit("main", repository.commits[model])
 

@@ -285,3 +285,64 @@ def test_the_hub_switched_off_is_one_sentence(saved, push, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     status, said = push("model", saved, "me/radfm")
     assert status == 2 and "HF_HUB_OFFLINE" in said and len(said.splitlines()) == 1
+
+
+# Kernels, data sets, the Space ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """A finished data set of one shard, as its manifest and report describe it."""
+
+    def write(*sources):
+        folder = tmp_path / "built"
+        (folder / "2d").mkdir(parents=True, exist_ok=True)
+        (folder / "2d" / "train-00000.parquet").write_bytes(b"rows")
+        files = {"2d/train-00000.parquet": {"bytes": 4, "rows": 1}}
+        manifest = {"sources": list(sources), "files": files, "records": 1, "logical_hash": "0"}
+        report = {"statistics": {}, "dropped": {}, "unreadable": {"count": 1, "scans": [{"id": "/home/me/scan.dcm"}]}}
+        for name, content in (("manifest", manifest), ("report", report), ("croissant", {})):
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        return folder
+
+    return write
+
+
+def test_sources_that_may_not_be_passed_on_never_become_public(dataset, push, empty_hub):
+    folder = dataset("csv", "mimic-cxr")
+    status, said = push("dataset", folder, "me/scans")
+    assert status == 2 and "mimic-cxr" in said and "--private" in said and empty_hub.repositories == {}
+    assert push("dataset", folder, "me/scans", "--private")[0] == 0
+    repository = empty_hub.repository("datasets", "me/scans")
+    assert repository.private
+    assert set(repository.files()) == {"2d/train-00000.parquet", "README.md", "manifest.json", "croissant.json"}
+
+
+def test_a_shard_that_was_changed_is_refused(dataset, push):
+    folder = dataset("csv")
+    (folder / "2d" / "train-00000.parquet").write_bytes(b"other rows")
+    status, said = push("dataset", folder, "me/scans")
+    assert status == 2 and "train-00000.parquet" in said and "build the data set again" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(["dataset"], "is no finished data set"), (["kernels"], "is no kernel project"), (["space"], "is no Space")],
+)
+def test_a_folder_of_another_kind_is_refused(words, sentence, push, tmp_path):
+    more = ["--model", "me/radfm"] if words == ["space"] else []
+    status, said = push(*words, tmp_path, "me/name", *more)
+    assert status == 2 and sentence in said
+
+
+def test_a_space_of_a_model_that_is_not_there_is_refused(push, empty_hub):
+    status, said = push("space", ROOT / "space", "me/space", "--model", "me/nothing")
+    assert status == 2 and "me/nothing: the Hub has no such model" in said and empty_hub.repositories == {}
+
+
+def test_a_space_of_a_private_model_preloads_nothing(saved, push, empty_hub):
+    assert push("model", saved, "me/radfm", "--private")[0] == 0
+    assert push("space", ROOT / "space", "me/space", "--model", "me/radfm")[0] == 0
+    files = empty_hub.repository("spaces", "me/space").files()
+    assert b"preload_from_hub" not in files["README.md"] and "app.py" in files and "__init__.py" not in files
+    assert not [name for name in files if "__pycache__" in name]

@@ -31,7 +31,7 @@ def refuse_failed(pushed, way):
 def test_a_demo_checkpoint_pushed_in_any_way_answers(way, pushed, run_as_stranger):
     refuse_failed(pushed, way)
     said = json.loads(run_as_stranger(ask(f"me/{way.replace('_', '-')}")).splitlines()[-1])
-    assert (said["class"], said["answer"]) == ("RadFMForConditionalGeneration", "CT")
+    assert said["class"] == "RadFMForConditionalGeneration" and "CT" in said["answer"]
     assert (said["adapters"] > 0) == (way in ("trainer_lora", "trainer_lora_installed", "adapter_folder"))
     assert (said["four_bit_layers"] > 0) == (way == "quantised")
 
@@ -53,4 +53,4 @@ def test_the_vision_tower_encodes_where_there_is_no_tokenizer(way, pushed, hub, 
 def test_the_example_of_the_card_runs(way, pushed, hub, run_as_stranger):
     refuse_failed(pushed, way)
     card = hub.repository("models", f"me/{way.replace('_', '-')}").files()["README.md"].decode()
-    assert run_as_stranger(python_block(card)) == "CT"
+    assert "CT" in run_as_stranger(python_block(card)).splitlines()[-1]
