@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 
 import httpx
 import openai
@@ -56,3 +58,11 @@ def metric(client: openai.OpenAI, name: str) -> float:
     found = re.search(rf"^{re.escape(name)} (\S+)$", body, re.MULTILINE)
     assert found, body
     return float(found[1])
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for a condition; a minute is a failure."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "the condition did not come to hold within a minute"
+        time.sleep(0.02)

@@ -6,8 +6,6 @@ import re
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,19 +15,11 @@ import numpy as np
 import openai
 import pytest
 from requests_of_openai import MODALITY, file, text, user
-from running_server import KEY, Server, metric
+from running_server import KEY, Server, metric, wait_until
 
 pytestmark = pytest.mark.slow  # servers that load the demo checkpoint
 
 CLIENTS = 50
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition; a minute is a failure."""
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "the condition did not come to hold within a minute"
-        time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:
