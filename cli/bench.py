@@ -67,7 +67,7 @@ def run_benchmark(
         bool, typer.Option("--stability", help="Also ask about flipped, resliced, rewindowed scans.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once. The answers do not depend on it.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     slices: Annotated[
         int, typer.Option(min=1, help="Images of a volume for models other than RadFM: so many, evenly spaced.")
     ] = 8,
@@ -91,14 +91,16 @@ def run_benchmark(
 
       radfm bench run --model owner/medgemma --data radmd/ --out results/medgemma --slices 16 --batch-size 4
 
-      radfm bench run --model chaoyi-wu/RadFM-hf --data radmd/ --out results/radfm --device cuda --dtype bfloat16
+      radfm bench run --model owner/radfm --data radmd/ --out results/radfm --device cuda --dtype bfloat16
 
       radfm bench run --endpoint http://localhost:8000/v1 --model gpt-x --data radmd/ --out results/api
 
       radfm bench run --items radbench.jsonl --data radmd/ --train-data medmd/ --stability --out results/mine
 
-      accelerate launch --num-processes 8 -m radfm.cli bench run --data radmd/ --out results/demo
+      accelerate launch --num_processes 8 -m radfm.cli bench run --data radmd/ --out results/demo
     """
+    from torch import OutOfMemoryError
+
     from radfm.medmd.schema import DataError
     from radfm.radbench.items import BenchError
     from radfm.radbench.models.base import Model
@@ -131,6 +133,8 @@ def run_benchmark(
             print(f"results in {out}; open {out / 'report.html'}")
     except (BenchError, DataError, OSError) as error:
         refuse(str(error))
+    except OutOfMemoryError:
+        refuse(f"{name}: does not fit into the memory of the GPU; run the same command with a smaller --batch-size.")
 
 
 for command in (compare, rate, publish, score):

@@ -34,7 +34,7 @@ class RunOptions:
         out: the folder of the results, new or with the same run unfinished.
         items: a file of `radfm bench draw`; None draws the items of the test split.
         seed: of the draw, of other patients and of shuffled options.
-        batch_size: the most questions that the model is asked at once.
+        batch_size: the most questions that the model is asked at once; an interrupted run may go on with another one.
         stability: also ask about flipped, resliced and rewindowed scans.
         train_data: the data set that the model was trained on, for the leak check; None takes `data`.
     """
@@ -106,11 +106,11 @@ def run(options: RunOptions, load_model: Callable[[], Model], processes: Process
         run_batches(batches, model, reader, journal, processes, progress)
         processes.wait()
         if processes.is_main:
-            predictions = [prediction for answered in read_journal(journal).values() for prediction in answered]
+            predictions = list(read_journal(journal).values())
             predictions += _answers_without_model(options, items, warnings)
             for kind, leak in leaks["leaks"].items():
                 warnings.append(f"{leak['items']:,} items have the {kind} as the training data {leaks['data']}.")
-            notes = {"leak_check": leaks, "warnings": [*warnings, *model.warnings]}
+            notes = {"batch_size": options.batch_size, "leak_check": leaks, "warnings": [*warnings, *model.warnings]}
             _write_json({**settings, **notes}, out / RUN_FILE)
             write_predictions(predictions, out / PREDICTIONS_FILE)
     if processes.is_main:
@@ -125,7 +125,7 @@ def _settings(options: RunOptions, items: Sequence[Item], model: Model, conditio
         "model": model.describe(),
         "items_fingerprint": fingerprint(items),
         "data_fingerprint": data_fingerprint(options.data),
-        "settings": {"seed": options.seed, "batch_size": options.batch_size, "conditions": list(conditions)},
+        "settings": {"seed": options.seed, "conditions": list(conditions)},
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
 
@@ -147,8 +147,8 @@ def _open_folder(out: Path, settings: dict[str, Any]) -> None:
             raise BenchError(f"{out}: holds a run with another {' and '.join(different)}; choose another --out.")
     elif out.exists() and any(out.iterdir()):
         raise BenchError(f"{out}: is not empty and holds no run; choose a new folder with --out.")
-    else:
-        (out / JOURNAL).mkdir(parents=True)
+    (out / JOURNAL).mkdir(parents=True, exist_ok=True)
+    if not file.exists():
         _write_json(settings, file)
 
 

@@ -7,8 +7,6 @@ process answers a batch, or whether a run was interrupted: the predictions are t
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,55 +64,51 @@ def run_batches(
         journal: folder of the journals of all processes.
         progress: called with the requests that are done and the requests there are, of this process.
     """
-    done = read_journal(journal)
-    mine = range(processes.rank, len(batches), processes.count)
-    left = [number for number in mine if number not in done]
-    total = sum(len(batches[number]) for number in mine)
-    answered = total - sum(len(batches[number]) for number in left)
+    done = read_journal(journal).keys()
+    mine = batches[processes.rank :: processes.count]
+    left = [batch for batch in mine if any((request.item, request.condition) not in done for request in batch)]
+    total = sum(map(len, mine))
+    answered = total - sum(map(len, left))
     progress(answered, total)
     with open(journal / f"{processes.rank:05d}.jsonl", "a", encoding="utf-8") as file:
-        for number, answers in _answer_in_order(left, batches, model, reader):
-            predictions = [_prediction(request, answer) for request, answer in zip(batches[number], answers, strict=True)]
+        for batch, answers in _answer_in_order(left, model, reader):
+            predictions = [_prediction(request, answer) for request, answer in zip(batch, answers, strict=True)]
             # The newline in front ends a line that a killed process left unfinished.
-            line = json.dumps({"batch": number, "predictions": [asdict(each) for each in predictions]}, ensure_ascii=False)
-            file.write(f"\n{line}\n")
+            file.write("\n" + json.dumps([prediction.to_line() for prediction in predictions]) + "\n")
             file.flush()
-            answered += len(predictions)
+            answered += len(batch)
             progress(answered, total)
 
 
-def read_journal(folder: Path) -> dict[int, list[Prediction]]:
-    """Batch number → predictions, from the journals of all processes. A line that was cut off does not count."""
-    done: dict[int, list[Prediction]] = {}
+def read_journal(folder: Path) -> dict[tuple[str, str], Prediction]:
+    """(item, condition) → prediction, from the journals of all processes. A line that was cut off does not count."""
+    done: dict[tuple[str, str], Prediction] = {}
     for file in sorted(folder.glob("*.jsonl")):
         with open(file, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
-                    row = json.loads(line)
+                    batch = json.loads(line)
                 except ValueError:
                     continue
-                done[row["batch"]] = [Prediction.from_line(json.dumps(each)) for each in row["predictions"]]
+                for prediction in map(Prediction.from_line, batch):
+                    done[prediction.item, prediction.condition] = prediction
     return done
 
 
-def _answer_in_order(
-    numbers: Sequence[int], batches: Sequence[Batch], model: Model, reader: ScanReader
-) -> Iterator[tuple[int, list[Answer]]]:
+def _answer_in_order(batches: Sequence[Batch], model: Model, reader: ScanReader) -> Iterator[tuple[Batch, list[Answer]]]:
     """Batches and their answers; the scans of the next batch are read while the model works on one."""
 
-    def prepare(number: int) -> Any:
-        keys = dict.fromkeys(key for request in batches[number] for key in request.scans)
-        scans = {key: apply_change(reader.read(key.record, key.index), key.change) for key in keys}
-        return model.prepare(batches[number], scans)
+    def prepare(batch: Batch) -> Any:
+        keys = dict.fromkeys(key for request in batch for key in request.scans)
+        return model.prepare(batch, {key: apply_change(reader.read(key.record, key.index), key.change) for key in keys})
 
-    remaining = iter(numbers)
     with ThreadPoolExecutor(1) as pool:
-        waiting = [(number, pool.submit(prepare, number)) for number in islice(remaining, 1)]
-        while waiting:
-            number, prepared = waiting.pop()
-            ready = prepared.result()
-            waiting = [(following, pool.submit(prepare, following)) for following in islice(remaining, 1)]
-            yield number, model.answer(ready)
+        following = pool.submit(prepare, batches[0]) if batches else None
+        for number, batch in enumerate(batches):
+            assert following is not None
+            prepared = following.result()
+            following = pool.submit(prepare, batches[number + 1]) if number + 1 < len(batches) else None
+            yield batch, model.answer(prepared)
 
 
 def _prediction(request: Request, answer: Answer) -> Prediction:

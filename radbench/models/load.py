@@ -33,7 +33,7 @@ class LoadOptions:
 
     device: str = "auto"
     dtype: str = "auto"
-    max_new_tokens: int = 128
+    max_new_tokens: int = 256
     slices: int = 8
     trust_remote_code: bool = False
     local_rank: int = 0

@@ -1,7 +1,11 @@
 """Scores on a model card, items as a data set, logs for other harnesses: read back with the libraries that read them."""
 
+import base64
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -147,3 +151,61 @@ def test_inspect_reads_its_log(results, tmp_path):
 def test_a_format_that_nobody_reads_is_refused(results, tmp_path):
     with pytest.raises(BenchError, match="inspect, lmms-eval"):
         export(results, "csv", tmp_path)
+
+
+class HubStub(BaseHTTPRequestHandler):
+    """The five answers of a Hub that a first commit into a new repository needs; `seen` keeps what was sent."""
+
+    seen: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            body = b"".join(parts)
+        name = self.path.split("?")[0]
+        self.seen[name] = body
+        address = f"http://{self.headers['Host']}"
+        if name.endswith("/preupload/main"):
+            files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            answer = {"files": files}
+        elif "/commit/" in name:
+            answer = {"success": True, "commitOid": "c" * 40, "commitUrl": f"{address}/lab/demo/commit/{'c' * 40}"}
+        else:
+            answer = {"url": f"{address}/lab/demo", "errors": [], "warnings": []}
+        self._send(200, json.dumps(answer).encode())
+
+    def do_HEAD(self):
+        self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+
+    do_GET = do_HEAD  # noqa: N815
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_push_is_one_commit_with_card_and_results(results, monkeypatch, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubStub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    try:
+        address = publish.push(publish.plan_scores(results, "lab/demo", "lab/radbench"))
+    finally:
+        server.shutdown()
+    assert address.endswith("c" * 40)
+    lines = [json.loads(line) for line in HubStub.seen["/api/models/lab/demo/commit/main"].splitlines()]
+    files = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+    assert set(files) == {"README.md", ".eval_results/radbench.yaml"} and b"model-index" in files["README.md"]

@@ -23,6 +23,8 @@ from radfm.radbench.metrics.closed import YES_NO, read_leniently, read_strictly
         ("normal", None, None),
         ("nothing abnormal; not known", None, None),
         ("It may be yes or no.", None, None),
+        ("Yes, there is no doubt of it.", None, "yes"),
+        ("No, though some would say yes.", None, "no"),
         ("", None, None),
         ("YES", "yes", "yes"),
         ("There is no effusion", None, "no"),

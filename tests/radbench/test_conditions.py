@@ -118,6 +118,18 @@ def test_no_other_patient_no_request():
     assert OTHER_LABEL not in [request.condition for request in made]
 
 
+@pytest.mark.parametrize("shared", ["group", "image_sha256"])
+def test_another_study_of_the_patient_and_a_copy_of_the_scan_are_no_other_patient(shared):
+    first = make_record(0, "vqa", "left")
+    again = make_record(1, "vqa", "left", **{shared: getattr(first, shared)})
+    items = draw([first, again]).items
+    made = make_requests(items, {record.id: record for record in (first, again)}, [SAME_LABEL])
+    assert made == []
+    other = make_record(2, "vqa", "left")
+    made = make_requests(items, {record.id: record for record in (first, again, other)}, [SAME_LABEL])
+    assert [request.scans[0].record for request in made] == [other.id] * 2
+
+
 def test_shuffled_options_are_the_same_in_another_order(requests, items):
     assert len(requests["shuffled options"]) == sum(item.form == "choice" for item in items.values())
     for request in requests["shuffled options"]:

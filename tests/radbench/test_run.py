@@ -215,6 +215,15 @@ def test_a_line_of_the_journal_that_was_cut_off_is_asked_again(finished, data, m
     assert predictions_of(out) == predictions_of(finished)
 
 
+def test_an_interrupted_run_may_go_on_with_another_batch_size(finished, data, model, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(StopRunError):
+        ask(Interrupting(model, last=3), data, out)
+    ask(model, data, out, batch_size=5)
+    found, expected = (read_predictions(folder / "predictions.jsonl") for folder in (out, finished))
+    assert [(p.item, p.condition, p.answer) for p in found] == [(p.item, p.condition, p.answer) for p in expected]
+
+
 def command(data: Path, out: Path, *options: str) -> list[str]:
     arguments = ["bench", "run", "--data", str(data), "--out", str(out), "--max-new-tokens", str(MAX_NEW_TOKENS)]
     return ["-m", "radfm.cli", *arguments, "--device", "cpu", *options]
@@ -225,7 +234,7 @@ def test_a_run_that_was_killed_goes_on(finished, data, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, *command(data, out)], stderr=subprocess.PIPE)
     journal = out / ".journal" / "00000.jsonl"
-    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"batch") < 2):
+    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n\n") < 2):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
