@@ -4,9 +4,9 @@
     python benchmarks/training.py --only step        # or rates, padding, cache, matcher
     python benchmarks/training.py --only step --decoder-layers 1 --vision-layers 4 --pairs 1    # what a busy machine can do
 
-One thread and its CPU seconds, so that other work on the machine counts little; medians, and ratios of runs in turn. "Published" is the
-computation of the published code, written plainly (`benchmarks/model.py`): three channels, every scan padded to the deepest
-of a batch, texts padded to 2,048 tokens, one-hot rows times a table for embeddings, all logits for the loss.
+One thread and its CPU seconds, so that other work on the machine counts little; medians, and ratios of runs in turn.
+"Published" is the computation of the published code, written plainly (`benchmarks/model.py`): three channels, every scan
+padded to the deepest of a batch, texts padded to 2,048 tokens, one-hot rows times a table, all logits for the loss.
 """
 
 import argparse
