@@ -40,7 +40,7 @@ def torchrun(*command: object, **environment: str) -> dict[str, Any]:
 
 def start(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `torchrun COMMAND` on two ranks to its end."""
-    return subprocess.run(**torchrun(*command, **environment), capture_output=True, text=True, timeout=600)
+    return subprocess.run(**torchrun(*command, **environment), capture_output=True, text=True, timeout=1800)
 
 
 def train_on_two_ranks(recipes: list[Recipe], folder: Path, *options: str, **environment: str) -> None:

@@ -36,7 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_faults(out: Path) -> Iterator[None]:
-    """Turn faults of the data, the disk, the memory and other ranks into `TrainingError`; others pass unchanged."""
+    """Turn faults of scans, the disk, the memory and other ranks into `TrainingError`; others pass unchanged."""
     try:
         yield
     except TrainingError:
@@ -55,15 +55,22 @@ def _sentence(error: Exception, out: Path) -> str | None:
         fault = text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
         if isinstance(error, ScanError):
             return f"{fault.rstrip('.')}. Repair the scan or leave the record out; the same command then goes on."
-        return fault
+        return fault if fault != text else None
     if is_out_of_memory(error):
         return "Out of memory outside of a micro-batch: train fewer parts, or adapters (parts.decoder=lora)."
-    if getattr(error, "errno", None) in FULL or FULL_TEXT.search(text):
+    if any(getattr(cause, "errno", None) in FULL or FULL_TEXT.search(str(cause)) for cause in _causes(error)):
         return (
-            f"{out}: cannot be written, the disk is full; free space or lower training.save_total_limit. "
-            "The same command then goes on from the last whole checkpoint."
+            f"{out}, or the cache of the data set, cannot be written: the disk is full; free space or lower "
+            "training.save_total_limit. The same command then goes on from the last whole checkpoint."
         )
     if isinstance(error, DistError) or (isinstance(error, RuntimeError) and LOST_TEXT.search(text)):
         line = text.strip().splitlines()[0]
         return f"Another rank was lost ({line}); see its message. The same command goes on from the last checkpoint."
     return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from: `datasets` hides the system's error behind one of its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

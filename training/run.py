@@ -128,6 +128,12 @@ def train(recipe: Recipe) -> Path:
     recipe = resolve_base(recipe)
     args = make_arguments(recipe)
     out = Path(str(args.output_dir))
+    with explain_faults(out):
+        _train(recipe, args, out)
+    return out
+
+
+def _train(recipe: Recipe, args: TrainingArguments, out: Path) -> None:
     with args.main_process_first(desc="writing the recipe"):
         keep_recipe(recipe, out, write=args.process_index == 0)
     config, processor = load_base(recipe)
@@ -150,8 +156,7 @@ def train(recipe: Recipe) -> Path:
     base = load_model(recipe)
     if recipe.patch_cache:
         assert isinstance(train_dataset, ExampleDataset)
-        with explain_faults(out):
-            use_patch_cache(recipe, args, base, collator, [train_dataset, *([evaluation] if evaluation else [])])
+        use_patch_cache(recipe, args, base, collator, [train_dataset, *([evaluation] if evaluation else [])])
     model = set_trainable_parts(base, recipe)
     trainer = RadFMTrainer(
         model=model,
@@ -163,15 +168,13 @@ def train(recipe: Recipe) -> Path:
         processing_class=processor,
         callbacks=make_callbacks(recipe, args),
     )
-    with explain_faults(out):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        trainer.save_model()
-        trainer.save_state()
-        if trainer.is_world_process_zero():
-            clean_adapter_config(out)
-            write_card(recipe, licences, trainer.state, out)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        clean_adapter_config(out)
+        write_card(recipe, licences, trainer.state, out)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves earlier closes the connections of the others
-    return out
 
 
 def make_stream(

@@ -82,7 +82,7 @@ def test_a_full_disk_is_named_and_the_half_written_checkpoint_is_not_resumed(bas
 
     def run(limit):
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=ROOT.parent, timeout=300,
+            command, capture_output=True, text=True, cwd=ROOT.parent, timeout=900,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         )  # fmt: skip
 
@@ -103,12 +103,12 @@ def test_a_lost_rank_ends_the_training_which_then_resumes(base, data, tmp_path):
     whole, lost = tmp_path / "whole", tmp_path / "lost"
     subprocess.run(**command(whole), check=True)
     with subprocess.Popen(**command(lost)) as run:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while find_checkpoint(lost) is None:
             assert run.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         os.kill(process_of_rank(1, run.pid), signal.SIGKILL)
-        assert run.wait(timeout=300) != 0
+        assert run.wait(timeout=900) != 0
     assert not (lost / "adapter_model.safetensors").exists()
     subprocess.run(**command(lost), check=True)
     assert (lost / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
