@@ -7,6 +7,7 @@ Asks the demo checkpoint four questions about each of 20 scans on one thread, an
 
 import time
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -31,7 +32,8 @@ SCANS, REPEATS = 20, 3
 
 def make_scans() -> dict[ScanKey, Scan]:
     """Slices of the brain in nibabel's wheel."""
-    volume = np.asarray(nibabel.load(Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii").dataobj)
+    image: Any = nibabel.load(Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii")
+    volume = np.asarray(image.dataobj)
     slices = np.linspace(5, volume.shape[2] - 5, SCANS).round().astype(int)
     return {
         ScanKey(f"slice {number}", 0): Scan(volume[None, :, :, slice_, None].astype(np.float32))

@@ -108,7 +108,9 @@ def batch_ratio(model_name: str, device: str) -> tuple[float, float]:
     model, processor = load_model(model_name, device, None), RadFMProcessor.from_pretrained(model_name)
     pixels = processor(images=np.zeros((64, 64)), text="<image>")["pixel_values"]
     with torch.inference_mode():
-        features = model.get_image_features([each.to(model.device) for each in pixels]).pooler_output[0]
+        encoded = model.get_image_features([each.to(model.device) for each in pixels]).pooler_output
+        assert encoded is not None
+        features = encoded[0]
         inputs = processor(
             text=[f"<image>{QUESTIONS[i % len(QUESTIONS)]}" for i in range(BATCH)],
             images_encoded=True,

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def print_peak(side: str, options: argparse.Namespace) -> None:
     print((highest_kb() - before) / 1e6)
 
 
-def demo_batch(scans: list[tuple[int, ...]], config: RadFMConfig, answers: list[int]) -> dict[str, Any]:
+def demo_batch(scans: Sequence[tuple[int, ...]], config: Any, answers: list[int]) -> dict[str, Any]:
     """A batch of the demo checkpoint, a scan and a text for each row, padded to the longest text."""
     image = [config.image_start_token_id, *[config.image_token_id] * config.num_image_tokens, config.image_end_token_id]
     rows = [torch.tensor([1, *image, *range(10, 10 + answer)]) for answer in answers]

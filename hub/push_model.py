@@ -57,8 +57,9 @@ def plan_model(folder: Path, target: Target, base: str | None = None, kernels: s
     for name in set(WITH_AUTO_MAP) & set(files) - {"config.json"}:
         files[name] = write_json(clean_config(read_json(files[name])))
     files[LICENCE] = next(file for file in (folder / LICENCE, PACKAGE / LICENCE) if file.is_file())
-    files[CARD] = make_model_card(folder, files, target.repo_id).encode()
-    files |= find_linked_files(folder, files[CARD].decode())
+    readme = make_model_card(folder, files, target.repo_id)
+    files[CARD] = readme.encode()
+    files |= find_linked_files(folder, readme)
     refuse_local_paths(files)
     return Push(target, files, replaced=(*WEIGHTS, *CONFIGS, *PROCESSOR, *FACTS, CODE))
 

@@ -85,7 +85,7 @@ def encode_scans(
     loader = DataLoader(
         _Pending(examples, cache, range(rank, len(examples), ranks)), batch_size=1, collate_fn=_first, num_workers=workers
     )
-    tower, count = tower.to(device).eval(), 0
+    tower, count = tower.to(device).eval(), 0  # type: ignore[arg-type]
     for pending in loader:
         for file, pixels in pending:
             patches, _ = tower.encode_patches([pixels.to(device)])

@@ -129,6 +129,7 @@ class RadFMTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        assert self.model is not None
         with original_classes(self.model):
             super()._save(output_dir, state_dict)
 

@@ -210,7 +210,7 @@ def _yes_or_no(scan: PackScan, kind: str, value: str, values: tuple[str, ...], a
         value = choose([other for other in values if other not in excluded], 0, kind, scan.study.key)
     question = _closed(kind, value, f"{scan.study.key} {answer}")
     draft = scan.draft(kind, question + YES_OR_NO, answer, 4 if answer == "yes" else 5)
-    return replace(draft, answer_type="closed", asked=f"{kind}: {value}")
+    return replace(draft, answer_type="closed", topic=f"{kind}: {value}")
 
 
 def _closed(kind: str, value: str, key: str) -> str:

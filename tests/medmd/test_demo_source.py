@@ -75,7 +75,7 @@ def test_yes_and_no_are_true():
     rows = [row for row in drafts(PackScan("brain-tumor", TUMOUR, is_volume=False)) if row.answer_type == "closed"]
     assert {row.answer for row in rows} == {"yes", "no"}
     for row in rows:
-        value = row.asked.split(": ")[1]
+        value = row.topic.split(": ")[1]
         assert (row.answer == "yes") == (value in ("glioma", "MRI")) and value in row.question
 
 

@@ -40,16 +40,16 @@ def join(vision: Path, decoder: Path, out: Path) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if len(tokenizer) > language.config.vocab_size:
         language.resize_token_embeddings(len(tokenizer))
-    start, end, token = tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END, IMAGE_TOKEN])
+    ids = tokenizer.get_vocab()
     base = RadFMForConditionalGeneration.from_pretrained(vision)
     text_config = language.config.to_dict()
     text_config.pop("quantization_config", None)  # of the GGUF file; the weights are plain by now
     config = RadFMConfig(
         vision_config=base.config.vision_config.to_dict(),
         text_config=text_config,
-        image_start_token_id=start,
-        image_end_token_id=end,
-        image_token_id=token,
+        image_start_token_id=ids[IMAGE_START],
+        image_end_token_id=ids[IMAGE_END],
+        image_token_id=ids[IMAGE_TOKEN],
         tie_word_embeddings=language.config.tie_word_embeddings,
     )
     model = RadFMForConditionalGeneration(config)
@@ -64,7 +64,7 @@ def join(vision: Path, decoder: Path, out: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         max_new_tokens=64,
     )
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     RadFMProcessor(RadFMProcessor.from_pretrained(vision).image_processor, tokenizer).save_pretrained(out)
 
 
