@@ -44,7 +44,10 @@ def train(
             for line in describe_training(checked):
                 print(line)
             return
-        from radfm.training.run import train as train_recipe
+        if checked.stages is None:
+            from radfm.training.run import train as train_recipe
+        else:
+            from radfm.training.demo.train import train_demo as train_recipe
         from radfm.training.trainer import TrainingError
 
         try:

@@ -15,7 +15,10 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     try:
         recipe = load_recipe(arguments[0], arguments[1:])
-        from .run import train
+        if recipe.stages is None:
+            from .run import train
+        else:
+            raise RecipeError(f"{arguments[0]}: trains in one process; use radfm train {arguments[0]}.")
         from .trainer import TrainingError
 
         try:

@@ -116,11 +116,6 @@ def train(recipe: Recipe) -> Path:
         DataError: no such data.
         TrainingError: a step that could not be taken, with the ids of the records.
     """
-    if recipe.stages is not None:
-        from .demo.train import train_demo
-
-        _keep_recipe(recipe, Path(str(recipe.training["output_dir"])))
-        return train_demo(recipe)
     recipe = resolve_base(recipe)
     args = make_arguments(recipe)
     out = Path(str(args.output_dir))

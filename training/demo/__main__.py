@@ -12,10 +12,10 @@ from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 
 from ..recipe import RecipeError, load_recipe
-from ..run import train
 from .checkpoint import image_processor, publish
 from .evaluate import evaluate, save, table
 from .scans import read_scans
+from .train import train_demo
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def main(
     try:
         build({"demo": packs}, work / "data")
         defaults = [f"data={work / 'data'}", f"training.output_dir={work / 'model'}"]
-        trained = train(load_recipe("demo", [*defaults, *(overrides or ())]))
+        trained = train_demo(load_recipe("demo", [*defaults, *(overrides or ())]))
     except (DataError, RecipeError) as error:
         console.print(str(error), soft_wrap=True, markup=False)
         raise typer.Exit(2) from error

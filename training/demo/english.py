@@ -8,7 +8,7 @@ and knows nothing until the recipe has trained it.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -40,7 +40,7 @@ def join(vision: Path, decoder: Path, out: Path) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if len(tokenizer) > language.config.vocab_size:
         language.resize_token_embeddings(len(tokenizer))
-    start, end, token = tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END, IMAGE_TOKEN])
+    start, end, token = cast(list[int], tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END, IMAGE_TOKEN]))
     base = RadFMForConditionalGeneration.from_pretrained(vision)
     text_config = language.config.to_dict()
     text_config.pop("quantization_config", None)  # of the GGUF file; the weights are plain by now
@@ -64,7 +64,8 @@ def join(vision: Path, decoder: Path, out: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         max_new_tokens=64,
     )
-    model.to(torch.bfloat16).save_pretrained(out)
+    cast(nn.Module, model).to(torch.bfloat16)
+    model.save_pretrained(out)
     RadFMProcessor(RadFMProcessor.from_pretrained(vision).image_processor, tokenizer).save_pretrained(out)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import PreTrainedTokenizerFast
 
 from radfm.modeling_radfm import RadFMForConditionalGeneration
@@ -23,10 +24,11 @@ def train_demo(recipe: Recipe) -> Path:
 
     Raises:
         DataError: no such data set.
-        RecipeError: a stage draws scans of a kind that the data set lacks.
+        RecipeError: a stage draws scans of a kind that the data set lacks, or the folder holds another training.
     """
     out, stages = Path(str(recipe.training["output_dir"])), recipe.stages
     assert stages is not None
+    _keep_recipe(recipe, out / "recipe.yaml")
     scans = read_scans(recipe.data, "train", image_processor(), out / "scans")
     there = {scan.kind for scan in scans}
     for name, stage in (("tower", stages.tower), ("language", stages.language)):
@@ -44,6 +46,15 @@ def train_demo(recipe: Recipe) -> Path:
     train_language(model, processor, values, scans, stages.language, recipe.loss, out / "language")
     write(model, processor, out)
     return out
+
+
+def _keep_recipe(recipe: Recipe, file: Path) -> None:
+    """Write the recipe beside the stages; refuse a folder in which another recipe was begun."""
+    text = yaml.safe_dump(recipe.model_dump(), sort_keys=False)
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise RecipeError(f"{file}: differs from this recipe, which resumes what it began; choose another output_dir.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
 
 
 def start_from(model: RadFMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
