@@ -15,11 +15,13 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     try:
         recipe = load_recipe(arguments[0], arguments[1:])
+        if recipe.stages is not None:
+            raise RecipeError(f"{arguments[0]}: trains in one process; use radfm train {arguments[0]}.")
         from .faults import TrainingError
-        from .start import start_training
+        from .run import train
 
         try:
-            start_training(recipe)
+            train(recipe)
         except TrainingError as error:
             print(error, file=sys.stderr)
             return 2
