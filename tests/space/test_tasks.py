@@ -1,18 +1,20 @@
 """What the demo is asked and not asked, and the note beside an answer, from the files in the repository's root."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
+from radfm.medmd.prompts import CLOSED, OPEN, article
 from radfm.medmd.questions import VALUES
-from radfm.medmd.sources.demo import FINDINGS, UNKNOWN
-from radfm.training.demo.evaluate import QUESTIONS
+from radfm.medmd.sources.demo import FINDINGS, QUESTIONS, UNKNOWN, YES_OR_NO
 from scan_store import StoredScan
 from tasks import Tasks
 
 DEMO = ROOT / "training" / "demo"
+KINDS = ("modality", "body_part", "plane", "sequence", "diagnosis")
 
 
 @pytest.fixture
@@ -24,22 +26,32 @@ def scan(modality: str | None = None, slices: int = 1, series: str | None = None
     return StoredScan("x", Path("x"), {"modality": modality, "series": series, "shape": [1, 64, 64, slices]}, complete=True)
 
 
-def test_the_list_of_tasks_names_findings_as_the_training_does():
+def test_the_list_of_tasks_is_what_the_demo_was_trained_on():
     tasks = json.loads((DEMO / "tasks.json").read_text())
     for name in ("modality", "sequence"):
         assert tasks["topics"][name]["labels"] == list(VALUES[name])
     assert {finding["pack"]: set(finding["labels"]) for finding in tasks["findings"]} == {
         p: set(FINDINGS[p]) for p in FINDINGS
     }
+    assert tasks["unknown"] == UNKNOWN
+    questions = [wording for kind in KINDS for wording in OPEN[kind]] + [w for ws in QUESTIONS.values() for w in ws]
+    findings = [name for names in FINDINGS.values() for name in names if name != "normal"]
+    for kind, values in {**VALUES, "diagnosis": findings, "normal": ["normal"]}.items():
+        questions += [w.format(a=article(v), value=v) + YES_OR_NO for w in CLOSED[kind] for v in values]
+    words = set(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", " ".join(questions).lower()))
+    assert tasks["vocabulary"] == sorted(words)
 
 
-def test_each_question_of_the_scores_has_its_topic(demo):
-    for name in ("modality", "body_part", "plane", "sequence", "dims", "finding"):
-        assert demo.topic(QUESTIONS[name]) == name
+def test_each_question_of_the_training_has_its_topic(demo):
+    topics = {"diagnosis": "finding", "caption": "describe"}
+    for name in KINDS:
+        assert {demo.topic(question) for question in OPEN[name]} == {topics.get(name, name)}, OPEN[name]
+    for name, questions in QUESTIONS.items():
+        assert {demo.topic(question) for question in questions} == {topics.get(name, name)}, questions
 
 
-def test_a_question_of_the_scores_is_asked(demo):
-    for question in (QUESTIONS["modality"], QUESTIONS["finding"], "Please, is this a CT scan?"):
+def test_a_question_of_the_training_is_asked(demo):
+    for question in (*OPEN["modality"], *OPEN["diagnosis"], "Please, is this a CT scan?"):
         assert demo.refusal(question, [scan("DX")]) == ""
 
 
@@ -98,13 +110,13 @@ def test_an_answer_that_is_no_label_is_called_so(demo):
 
 
 def test_reports_are_offered_where_the_model_was_trained_for_them(demo):
-    assert "Report" not in demo.questions() and "Diagnosis" in demo.questions()
-    assert "Report" in Tasks({"tasks": ["report"], "topics": {}}, []).questions()
+    assert {"Report", "Rationale", "Diagnosis"} <= set(demo.questions())
+    assert "Report" not in Tasks({"tasks": ["modality"], "topics": {}}, []).questions()
 
 
-def test_an_answer_that_nothing_is_known_needs_no_note_of_a_wrong_label():
-    demo = Tasks({**json.loads((DEMO / "tasks.json").read_text()), "unknown": UNKNOWN}, [])
+def test_an_answer_that_nothing_is_known_needs_no_note_of_a_wrong_label(demo):
     assert demo.note("What is the diagnosis?", UNKNOWN, [scan("MR")]) == ""
+    assert demo.note("Write a report of this scan.", f"2D MRI of the brain. Impression: {UNKNOWN}.", [scan("MR")]) == ""
 
 
 def test_a_model_without_a_list_is_asked_anything():
