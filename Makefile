@@ -10,13 +10,14 @@ PARALLEL := -n auto --dist loadgroup
 # One thread a process, so that the processes do not wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-browser test-fast test-transformers test-oldest lint docs docs-serve coverage mutants fuzz demo-checkpoint \
+.PHONY: help setup demo test test-browser test-long test-fast test-transformers test-oldest lint docs docs-serve coverage mutants fuzz demo-checkpoint \
 	kernels-build clean
 
 help:
 	@echo "make demo              ask the demo checkpoint about real CT and MR scans"
-	@echo "make test              lint, types, import directions and all tests but those in a browser"
+	@echo "make test              lint, types, import directions and all tests but those in a browser and the long ones"
 	@echo "make test-browser      the Space in Chromium, one visit after the other"
+	@echo "make test-long         tests that take minutes each: trainings that are resumed at every step, a rank that is killed"
 	@echo "make test-fast         the tests that take seconds: no browser, no server, no training"
 	@echo "make test-transformers transformers' own test suites on RadFM's classes"
 	@echo "make test-oldest       the tests on transformers $(OLDEST_TRANSFORMERS), the oldest that is admitted"
@@ -25,7 +26,7 @@ help:
 	@echo "make coverage          which lines the tests run, child processes included; HTML in build/coverage/"
 	@echo "make mutants           plant one-line faults and see that the tests catch each of them"
 	@echo "make fuzz              read damaged scans for a minute"
-	@echo "make demo-checkpoint   train the demo checkpoint (about an hour and a half on two cores; resumes where it stopped)"
+	@echo "make demo-checkpoint   train the demo checkpoint (about two hours of two cores; resumes where it stopped)"
 	@echo "make kernels-build     write the kernels as a kernel repository of the Hub, in kernels/build/"
 	@echo "make setup             the virtual environment alone"
 	@echo "make clean             remove what the other targets made, except the state of a training"
@@ -42,14 +43,17 @@ demo: setup
 	@scripts/demo.sh
 
 test: lint
-	$(BIN)/python $(PYTEST) $(PARALLEL) -m "not browser"
+	$(BIN)/python $(PYTEST) $(PARALLEL) -m "not browser and not long"
 	$(BIN)/python $(PYTEST) $(PARALLEL) kernels/tests
 
 test-browser: setup
 	$(BIN)/python $(PYTEST) -m browser
 
+test-long: setup
+	$(BIN)/python $(PYTEST) -m long
+
 test-fast: setup
-	$(BIN)/python $(PYTEST) $(PARALLEL) -m "not slow and not browser"
+	$(BIN)/python $(PYTEST) $(PARALLEL) -m "not slow and not browser and not long"
 
 test-transformers: setup
 	$(BIN)/python scripts/transformers_tests.py

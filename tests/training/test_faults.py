@@ -93,6 +93,7 @@ def test_a_full_disk_is_named_and_the_half_written_checkpoint_is_not_resumed(bas
     assert (out / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.long  # three trainings on two ranks
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process of a rank in Linux's /proc")
 def test_a_lost_rank_ends_the_training_which_then_resumes(base, data, tmp_path):
     def command(out):

@@ -144,11 +144,13 @@ def resume_at_every_step(base, data, folder, run, *more):
     return steps, [step for step in resumed if (folder / str(step) / "adapter_model.safetensors").read_bytes() != end]
 
 
+@pytest.mark.long  # a dozen trainings
 def test_one_rank_resumes_to_the_same_bits_from_every_step_of_two_epochs(base, mixed_data, tmp_path):
     steps, different = resume_at_every_step(base, mixed_data, tmp_path, lambda recipes: [train(r) for r in recipes])
     assert len(steps) >= 12 and different == []
 
 
+@pytest.mark.long  # six trainings on two ranks
 def test_two_ranks_resume_to_the_same_bits_from_every_step_of_two_epochs(base, mixed_data, tmp_path):
     steps, different = resume_at_every_step(
         base,
