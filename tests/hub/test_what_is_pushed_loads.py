@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from strangers import ask, python_block
 
-pytestmark = pytest.mark.slow  # pushes models in one process, and loads each in a process of its own: minutes
+# Pushes models in one process, and loads each in a process of its own.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
