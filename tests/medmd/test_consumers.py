@@ -1,5 +1,6 @@
 """Who takes a dataset unchanged: `datasets` (folder, streaming, resume), TRL, RadFM's template, Croissant, the viewer."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -107,17 +108,17 @@ def stream(shards: list[str], cache: str):
     ).select_columns(["id"])
 
 
-def test_a_shuffled_stream_resumes_exactly_at_every_cut(shards, cache):
-    whole = [row["id"] for row in stream(shards, cache).shuffle(seed=3, buffer_size=1)]
+def test_a_shuffled_stream_resumes_exactly(shards, cache):
+    rows = stream(shards, cache).shuffle(seed=3, buffer_size=1)
+    resumed = copy.deepcopy(rows)
+    whole, states = [], []
+    for row in rows:
+        whole.append(row["id"])
+        states.append(copy.deepcopy(rows.state_dict()))
     assert len(set(whole)) == 40
-    for cut in range(1, 40):
-        rows = stream(shards, cache).shuffle(seed=3, buffer_size=1)
-        iterator = iter(rows)
-        seen = [next(iterator)["id"] for _ in range(cut)]
-        state = rows.state_dict()
-        resumed = stream(shards, cache).shuffle(seed=3, buffer_size=1)
-        resumed.load_state_dict(state)
-        assert seen + [row["id"] for row in resumed] == whole, cut
+    for cut in (1, 4, 5, 6, 13, 39):  # each takes datasets seconds: about the ends of shards, and elsewhere
+        resumed.load_state_dict(states[cut - 1])
+        assert [row["id"] for row in resumed] == whole[cut:], cut
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8, 3])
