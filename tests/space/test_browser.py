@@ -74,10 +74,10 @@ def test_a_visit(screen, visit, series_zips, tmp_path):
     visitor = visit(screen)
     page = visitor.page
     assert "RadFM demo checkpoint" in page.inner_text("#card") and "toy" in page.inner_text("#card")
-    page.wait_for_selector("text=6.04 million parameters")
+    page.wait_for_selector("text=6.09 million parameters")
     visitor.keep(f"{screen}-open")
     answer = visitor.ask("Which body part is shown?")
-    assert answer.startswith("brain") and "One of 8 labels; right in 98% of 2,122 held-out cases." in answer
+    assert answer.startswith("brain") and "One of 9 labels; right in 96% of 2,122 held-out cases." in answer
     assert "knows findings only" in visitor.ask("What is the diagnosis?")
     page.click("#where")
     page.wait_for_selector('[data-part=viewer][data-overlay="1"]')
