@@ -188,11 +188,13 @@ def _score_table(tasks: "Tasks") -> str:
         return "<p>Its repository holds no scores on held-out cases.</p>"
     head = "<tr><th scope='col'>Cases of</th><th scope='col'>Question about</th><th scope='col'>n</th>"
     head += "<th scope='col'>Right</th><th scope='col'>Most frequent answer</th></tr>"
+    # Rows without a most frequent answer count faults, such as findings named where there is none.
+    right = [row for row in tasks.scores if row["most_frequent"] is not None]
     rows = "".join(
         f"<tr><td>{html.escape(row['pack'])}</td><td>{html.escape(row['label'].replace('_', ' '))}</td>"
         f"<td>{row['count']:,}</td><td>{row['model'] / row['count']:.0%}</td>"
         f"<td>{row['most_frequent'] / row['count']:.0%}</td></tr>"
-        for row in tasks.scores
+        for row in right
     )
     return (
         f"<h3>Right on held-out cases</h3><div class='scroll' tabindex='0'><table class='scores'>{head}{rows}</table></div>"

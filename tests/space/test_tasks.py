@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+import markup
 from radfm.medmd.prompts import CLOSED, OPEN, article
 from radfm.medmd.questions import VALUES
 from radfm.medmd.sources.demo import FINDINGS, QUESTIONS, UNKNOWN, YES_OR_NO
@@ -123,3 +124,10 @@ def test_a_model_without_a_list_is_asked_anything():
     unknown = Tasks({}, [])
     assert not unknown.known and unknown.refusal("Which stage is it?", [scan("PT"), scan("CT")]) == ""
     assert unknown.note("Which modality is this?", "CT", [scan("CT")]) == "" and unknown.questions() == {}
+
+
+def test_the_card_shows_shares_of_right_answers_alone(demo):
+    faults = [row for row in demo.scores if row["most_frequent"] is None]
+    assert faults
+    card = markup.model_card(demo, "me/radfm", 6_000_000)
+    assert card.count("<td>") == 5 * (len(demo.scores) - len(faults))
