@@ -10,7 +10,7 @@ ms-swift take. Importing this module is light: no torch, and `datasets` only whe
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -149,11 +149,8 @@ class Record:
         """The record of a row that pyarrow or `datasets` (with `decode=False` scans) returns."""
         values = {name: row[name] for name in COLUMNS}
         values["images"] = tuple(Stored(scan["bytes"], scan["path"]) for scan in row["images"])
-        values["messages"] = tuple(
-            Message(message["role"], tuple(Part(part["type"], part["text"]) for part in message["content"]))
-            for message in row["messages"]
-        )
-        values["findings"] = tuple(Finding(finding["name"], finding["value"]) for finding in row["findings"])
+        values["messages"] = messages_from(row["messages"])
+        values["findings"] = findings_from(row["findings"])
         values["shapes"] = tuple(tuple(shape) for shape in row["shapes"])
         for name in ("choices", "image_sha256", "image_hash"):
             values[name] = tuple(row[name])
@@ -170,6 +167,16 @@ COLUMNS = (
     *("image_sha256", "image_hash", "shapes", "extra"),
 )
 assert sorted(COLUMNS) == sorted(f.name for f in fields(Record))
+
+
+def messages_from(rows: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """The messages of a row or of a line of JSON."""
+    return tuple(Message(row["role"], tuple(Part(part["type"], part["text"]) for part in row["content"])) for row in rows)
+
+
+def findings_from(rows: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
+    """The findings of a row or of a line of JSON."""
+    return tuple(Finding(row["name"], row["value"]) for row in rows)
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from radfm.medmd.schema import Finding, Message, Part
+from radfm.medmd.schema import Finding, Message, findings_from, messages_from
 
 BENCHMARK, VERSION = "RadBench", "1.0"
 # open: the words of the answer are scored; choice: the options are in the question; likelihood: the model scores options
@@ -97,13 +97,8 @@ def _from_json(row: dict[str, Any]) -> dict[str, Any]:
     missing = {field.name for field in fields(Item)} - row.keys()
     if missing:
         raise KeyError(f"{', '.join(sorted(missing))} is missing")
-    messages = (
-        Message(message["role"], tuple(Part(part["type"], part["text"]) for part in message["content"]))
-        for message in row["messages"]
-    )
-    findings = (Finding(finding["name"], finding["value"]) for finding in row["findings"])
     tuples = {name: tuple(row[name]) for name in ("options", "image_sha256")}
-    return {**row, **tuples, "messages": tuple(messages), "findings": tuple(findings)}
+    return {**row, **tuples, "messages": messages_from(row["messages"]), "findings": findings_from(row["findings"])}
 
 
 def fingerprint(items: Sequence[Item]) -> str:
