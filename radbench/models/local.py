@@ -1,5 +1,6 @@
 """What models of transformers share: greedy answers and log-probabilities of options, both in batches."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Prepared:
     pixels: dict[ScanKey, Any]
 
 
-class LocalModel:
+class LocalModel(ABC):
     """A model that transformers runs on this machine. Subclasses say how scans become inputs.
 
     Args:
@@ -69,8 +70,9 @@ class LocalModel:
             "generation": {"do_sample": False, "max_new_tokens": self.max_new_tokens},
         }
 
+    @abstractmethod
     def scan_cost(self, shape: Sequence[int]) -> int:
-        raise NotImplementedError
+        """What a scan of a shape costs in a batch."""
 
     def prompt_cost(self, request: Request) -> int:
         text = "".join(part.text or "" for message in request.messages for part in message.content)
@@ -94,25 +96,25 @@ class LocalModel:
 
     # How scans become inputs ------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _prepare_scan(self, scan: Scan) -> Any:
         """The scan as the processor makes it, in main memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _conversation(self, messages: Sequence[Message], scans: Sequence[ScanKey], pixels: Mapping[ScanKey, Any]) -> Any:
         """Messages as the processor's chat template takes them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _encode(self, pixels: Mapping[ScanKey, Any]) -> dict[ScanKey, Any]:
         """Each scan as `_inputs` takes it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _inputs(self, rows: Sequence[Row], encoded: Mapping[ScanKey, Any], padding_side: str) -> dict[str, Any]:
         """The model's inputs for rows that are asked together."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _tokens_of_scan(self) -> int:
         """The tokens that a scan becomes in a prompt; about right."""
-        raise NotImplementedError
 
     def _batches(self, rows: Sequence[Row], encoded: Mapping[ScanKey, Any]) -> list[list[int]]:
         """Which rows can be asked together; all of them, unless a subclass knows better."""
