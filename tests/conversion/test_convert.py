@@ -116,18 +116,18 @@ def test_interrupted_and_started_again_it_ends_with_the_same_files(published, co
         if "perceiver" in name:
             raise KeyboardInterrupt
 
+    # The card names its folder, so both have one name.
+    one, other = tmp_path / "interrupted" / "radfm", tmp_path / "whole" / "radfm"
     with pytest.raises(KeyboardInterrupt):
-        convert(published / "pytorch_model.bin", tmp_path / "a", text_config=text_config, progress=stop)
-    written = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "a").glob("*.safetensors")}
-    convert(published / "pytorch_model.bin", tmp_path / "a", text_config=text_config)
-    convert(published / "pytorch_model.bin", tmp_path / "b", text_config=text_config)
-    for file in (tmp_path / "b").iterdir():
-        assert (tmp_path / "a" / file.name).read_bytes() == file.read_bytes(), file.name
-    assert written and all((tmp_path / "a" / name).stat().st_mtime_ns == at for name, at in written.items()), "kept"
-    one, other = (
-        RadFMForConditionalGeneration.from_pretrained(folder).state_dict() for folder in (tmp_path / "a", converted)
-    )
-    torch.testing.assert_close(one, other, rtol=0, atol=0)
+        convert(published / "pytorch_model.bin", one, text_config=text_config, progress=stop)
+    written = {file.name: file.stat().st_mtime_ns for file in one.glob("*.safetensors")}
+    convert(published / "pytorch_model.bin", one, text_config=text_config)
+    convert(published / "pytorch_model.bin", other, text_config=text_config)
+    for file in other.iterdir():
+        assert (one / file.name).read_bytes() == file.read_bytes(), file.name
+    assert written and all((one / name).stat().st_mtime_ns == at for name, at in written.items()), "kept"
+    sharded, single = (RadFMForConditionalGeneration.from_pretrained(folder).state_dict() for folder in (one, converted))
+    torch.testing.assert_close(sharded, single, rtol=0, atol=0)
 
 
 def changed(published, tmp_path, change):
