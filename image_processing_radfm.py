@@ -144,7 +144,7 @@ class RadFMImageProcessor(ImageProcessingMixin):
                 their own arguments (`trust_remote_code`, `revision`, …) on to here.
         """
         refuse_misspelt_settings(kwargs)
-        return super().from_dict(image_processor_dict, **kwargs)  # type: ignore[no-any-return]
+        return super().from_dict(image_processor_dict, **kwargs)
 
     def __call__(self, images: Any, *, return_tensors: str | None = None, **settings: Any) -> BatchFeature:
         """Scans → `pixel_values`.

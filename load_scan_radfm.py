@@ -139,7 +139,7 @@ def load_scan(
     Scan(unknown modality, 1×64×48×20, unknown)
     """
     if all(hasattr(source, name) for name in ("voxels", "affine", "spacing")):
-        return source  # type: ignore[no-any-return] # known by what it has: remote code has a class of its own
+        return source
     context = ReadContext(_name(source), ReadOptions(series, volume, allow_missing, max_bytes))
     with _one_line_errors(context):
         if hasattr(source, "dataobj"):

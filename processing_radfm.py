@@ -280,7 +280,8 @@ class RadFMProcessor(ProcessorMixin):
 
     def _token_limit(self, text_kwargs: dict[str, Any]) -> int | None:
         """The number of tokens that a text is cut to; None where it is not cut. The rules are those of all tokenizers."""
-        truncation, max_length = text_kwargs.pop("truncation", None), text_kwargs.get("max_length")
+        truncation = text_kwargs.pop("truncation", None)
+        max_length: int | None = text_kwargs.get("max_length")
         if truncation is None:
             # transformers reads `max_length` without `padding` as a wish to truncate.
             return max_length if text_kwargs.get("padding") in (None, False, "do_not_pad") else None

@@ -127,7 +127,7 @@ class RadFMPatchEmbedding(nn.Module):
                 fused_tokens = fused.patch_embedding(
                     scans, matrix, bias, *norm, *tables, size, eps=self.config.layer_norm_eps
                 )
-                return self.dropout(fused_tokens)  # type: ignore[no-any-return]
+                return self.dropout(fused_tokens)
             patches = self.cut(scans)
             normed = F.layer_norm(patches.float(), patches.shape[-1:], eps=self.config.layer_norm_eps)
             projected = F.linear(normed.to(matrix.dtype), matrix, bias)

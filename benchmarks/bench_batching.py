@@ -15,9 +15,10 @@ import torch
 
 from radfm.cli.bench import register_radfm
 from radfm.medmd.schema import Message, Part
-from radfm.radbench.conditions import SCAN, Request, ScanKey
+from radfm.radbench.conditions import Request, ScanKey
 from radfm.radbench.models.load import LoadOptions, load_model
 from radfm.radbench.models.local import LocalModel
+from radfm.radbench.predictions import SCAN
 from radfm.scan_radfm import Scan
 
 ROOT = Path(__file__).parents[1]

@@ -43,7 +43,8 @@ def convert(
 
       radfm convert radfm-14b radfm-14b-split --split
     """
-    from radfm.conversion.convert import DTYPES, ConversionError
+    from radfm.conversion.convert import ConversionError
+    from radfm.conversion.tensors import DTYPES
 
     if dtype not in DTYPES:
         refuse(f"--dtype {dtype} is none of {', '.join(DTYPES)}.")

@@ -40,8 +40,9 @@ def build(
 
       radfm data build --source pmc-vqa=DIR --source mimic-cxr=DIR --out medmd/
     """
-    from radfm.medmd.build import BuildOptions, PlanOptions
+    from radfm.medmd.build import BuildOptions
     from radfm.medmd.build import build as build_dataset
+    from radfm.medmd.plan import PlanOptions
     from radfm.medmd.schema import DataError
 
     if runner not in ("local", "ray"):

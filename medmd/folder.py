@@ -149,7 +149,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
             yield io.TextIOWrapper(member, encoding="utf-8-sig", newline="")
     else:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
-            yield text  # type: ignore[misc]
+            yield text
 
 
 def read_json(path: Path) -> Any:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from radfm.affine_radfm import PLANES
 from radfm.load_scan_radfm import Scan, ScanError, load_scan
 
 from .folder import MEMBER
 from .hashing import array_sha256, difference_hash
 from .image_metadata import JPEG, PNG, DamagedImageError, strip_metadata
 from .schema import Stored
-from .slices import PLANES, cut_slice
+from .slices import cut_slice
 from .volumes import to_nifti
 
 PASSED_MODES = {"JPEG": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}

@@ -243,7 +243,7 @@ class ChooseTokens(LogitsProcessor):
     def __init__(self, rows: list[Row]):
         self._rows = rows
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         for row, logits in zip(self._rows, scores, strict=True):
             token = None if row.is_done else row.answer.choose(logits)
             if token is not None:
@@ -258,7 +258,7 @@ class TakeTokens(StoppingCriteria):
     def __init__(self, rows: list[Row], engine: Engine):
         self._rows, self._engine = rows, engine
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if row.is_done:
                 continue

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from remote_code import AnswerError, Repository, context_length, encode, retry_parser_race
 
 # The decorator with which a ZeroGPU Space borrows a GPU for one call; a no-op elsewhere.
-on_gpu: Callable = import_module("spaces").GPU if find_spec("spaces") else lambda function: function
+on_gpu: Callable[..., Any] = import_module("spaces").GPU if find_spec("spaces") else lambda function: function
 
 NEW_TOKENS = 256
 SECONDS_A_TOKEN = 120.0

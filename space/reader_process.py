@@ -35,7 +35,7 @@ class Reader:
     def __init__(self, module: Callable[[], ReaderModule]):
         """`module` is called when the first scan is read, which may be before the model's code is there."""
         self._module = module
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._one_job = threading.Lock()
 
     def run(self, job: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
@@ -51,7 +51,7 @@ class Reader:
         if status:
             yield {"refused": f"{name}: {_reason(status)}"}
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen[bytes]:
         setup = {"setup": asdict(self._module())}
         self._process = subprocess.Popen(
             [sys.executable, str(CHILD)],
@@ -66,7 +66,7 @@ class Reader:
             pass
         return self._process
 
-    def _exchange(self, process: subprocess.Popen, job: dict[str, Any]) -> Generator[dict[str, Any], None, int]:
+    def _exchange(self, process: subprocess.Popen[bytes], job: dict[str, Any]) -> Generator[dict[str, Any], None, int]:
         """Send a job, yield its events, return the status of its end."""
         assert process.stdin is not None and process.stdout is not None
         try:

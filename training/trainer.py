@@ -39,7 +39,7 @@ class RadFMTrainer(Trainer):
         self.plan = plan
         self._throughput = Throughput()
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         if isinstance(self.train_dataset, StreamedBatches):
             return self._stream_dataloader(self.train_dataset)
         assert self.plan is not None
@@ -65,7 +65,7 @@ class RadFMTrainer(Trainer):
             shard.num_processes, shard.process_index, shard.batch_size = 1, 0, None
         return loader
 
-    def _stream_dataloader(self, stream: StreamedBatches) -> DataLoader:
+    def _stream_dataloader(self, stream: StreamedBatches) -> DataLoader[Any]:
         """Not prepared by accelerate, which would let rank 0 read for all; `training_step` moves the tensors."""
         workers, rank = self.args.dataloader_num_workers, self.args.process_index
         return DataLoader(
@@ -78,11 +78,13 @@ class RadFMTrainer(Trainer):
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=rank),
         )
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
         with self._throughput.waiting():
             return super().get_batch_samples(epoch_iterator, num_batches, device)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
         if not batch_samples or "loss_weights" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         total = sum(batch["loss_weights"][:, 1:].sum() for batch in batch_samples).to(device)

@@ -10,12 +10,13 @@ Volumes are also there slice by slice. Names of their patients' diseases are not
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from radfm.affine_radfm import PLANES
+
 from ..folder import MEMBER, Folder
 from ..groups import digest
 from ..prompts import CLOSED, NORMAL, OPEN, article, choose
 from ..questions import CLASHES, VALUES
 from ..schema import PRESENT, DataError
-from ..slices import PLANES
 from ..source import Draft, Rows, Source, Study
 from .demo_packs import BUSI, COMMON, TUMORS
 from .demo_packs import SOURCES as PACKS

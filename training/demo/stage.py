@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..faults import TrainingError
 from ..recipe import Stage
-from ..trainer import TrainingError
 from .scans import DemoScan
 
 # One item of the data set is the batch of a step, in the order of the steps.
