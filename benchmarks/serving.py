@@ -46,7 +46,7 @@ class Server:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT.parent)
         assert self.process.stderr is not None
         started = next(line for line in self.process.stderr if "is served at" in line)
-        found = re.search(r"(\S+) is served at (\S+)/v1", started)
+        found = re.search(r"^(.+) is served at (\S+)/v1", started)
         assert found is not None
         self.model, self.url = found.groups()
         # Nobody reads its log: without this the pipe fills up and the server waits.

@@ -28,7 +28,7 @@ class Server:
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
         self._is_up.wait()
-        found = re.search(r"(\S+) is served at (http://\S+)/v1", self.log)
+        found = re.search(r"^(.+) is served at (http://\S+)/v1", self.log, re.MULTILINE)
         assert found, self.log
         self.model, self.url = found.groups()
 
