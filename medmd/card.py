@@ -98,6 +98,9 @@ def _metadata(manifest: Mapping[str, Any], sources: Sequence[Source], access: st
     metadata["configs"] = [
         {
             "config_name": config,
+            # `load_dataset(folder)` caches by the folder's name, config and version, so that without a version it would
+            # return the rows of another data set in a folder of this name.
+            "version": f"0.0.{int(manifest['logical_hash'][:8], 16)}",
             "data_files": [
                 {"split": split, "path": f"{config}/{split}-*.parquet"}
                 for split in SPLITS

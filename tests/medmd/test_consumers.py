@@ -41,6 +41,15 @@ def test_the_folder_loads_by_config_and_split(folder, cache):
     assert decoded.shape == (12, 14, 8)
 
 
+def test_two_data_sets_in_folders_of_one_name_are_not_mixed_up_in_the_cache(tmp_path, cache):
+    counts = []
+    for rows in (2, 3):
+        out = tmp_path / str(rows) / "data"
+        build({"csv": own_scans(tmp_path / f"own{rows}", rows, split="train")}, out)
+        counts.append(len(datasets.load_dataset(str(out), "2d", split="train", cache_dir=cache)))
+    assert counts == [2, 3]
+
+
 def test_configs_have_the_types_that_the_viewer_shows(folder, cache):
     """The viewer shows `Image` columns and takes configs and splits from the card's `configs`."""
     from huggingface_hub import DatasetCard
