@@ -14,7 +14,7 @@ from .metrics import findings
 from .pictures import Picture, draw_records
 from .predictions import SCAN, read_predictions
 from .readings import Pair, Tools, labels_of, main_measurement, main_metric
-from .scores import NOT_TO_BEAT, pair_up, read_run, read_scores
+from .scores import NOT_TO_BEAT, best_baseline, pair_up, read_run, read_scores
 from .summary import write_summary
 
 PAGE = "report.html"
@@ -214,6 +214,7 @@ def _part(
         for row in rows
         if row["metric"] == metric and row["condition"] not in STABILITY
     ]
+    rival = best_baseline(scores, key)
     others = [row for row in rows if row["condition"] == SCAN]
     names = [row["condition"] for row in conditions]
     matrix = [
@@ -235,6 +236,7 @@ def _part(
         "title": FORM_TITLES[key[1]],
         "metric": metric,
         "conditions": conditions,
+        "rival": next((row for row in conditions if row["condition"] == rival["condition"]), None) if rival else None,
         "metrics": others,
         "names": names,
         "matrix": matrix,

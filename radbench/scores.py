@@ -238,6 +238,19 @@ def _breakdowns(key: Key, pairs: Sequence[Pair], tools: Tools) -> list[dict[str,
     return rows
 
 
+def best_baseline(scores: Mapping[str, Any], key: Key) -> dict[str, Any] | None:
+    """The row of `scores.json` with the highest main metric among the baselines of a kind of question; None without one."""
+    tested = {row["condition"] for row in scores["significance"] if (row["bench_task"], row["form"]) == key}
+    rows = [
+        row
+        for row in scores["scores"]
+        if (row["bench_task"], row["form"], row["metric"]) == (*key, main_metric(*key))
+        and row["condition"] in tested.difference(NOT_TO_BEAT)
+        and row["value"] is not None
+    ]
+    return max(rows, key=lambda row: row["value"], default=None)
+
+
 def _warnings(
     keys: Sequence[Key], pairs: Mapping[tuple[Key, str], list[Pair]], significance: Sequence[Mapping[str, Any]]
 ) -> list[str]:
