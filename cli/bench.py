@@ -125,6 +125,8 @@ def run_benchmark(
         refuse("--endpoint needs --model: the name of a model on that server.")
     options = RunOptions(data, out, items, split, seed, batch_size, stability, train_data)
     name = model if endpoint else find_model(model)
+    if Path(name).name in ("", ".."):  # `.` is no name in a table
+        name = str(Path(name).resolve())
 
     def load() -> Model:
         if endpoint:

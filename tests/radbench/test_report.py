@@ -29,7 +29,14 @@ def results(tmp_path_factory) -> Path:
 
 def test_the_page_has_baselines_intervals_and_published_scores_in_a_table_of_their_own(results):
     page = (results / "report.html").read_text()
-    for words in ("most frequent answer", "no image", "95 % interval", "· test split", "Published scores, not measured here", "p (Holm)"):
+    for words in (
+        "most frequent answer",
+        "no image",
+        "95 % interval",
+        "· test split",
+        "Published scores, not measured here",
+        "p (Holm)",
+    ):
         assert words in page, words
     measured, published = page.split("Published scores, not measured here")
     assert "Med-Flamingo" in published and "Med-Flamingo" not in measured
