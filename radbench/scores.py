@@ -170,6 +170,15 @@ def sort_keys(keys: Iterable[Key]) -> list[Key]:
     return sorted(keys, key=lambda key: (BENCH_TASKS.index(key[0]), FORMS.index(key[1])))
 
 
+def part_title(key: Key) -> str:
+    """How warnings begin that are about one kind of question.
+
+    >>> part_title(("modality", "yes_no"))
+    'modality, yes/no'
+    """
+    return f"{key[0]}, {key[1].replace('_', '/')}"
+
+
 def groups_of(pairs: Sequence[Pair]) -> list[str]:
     """The patient of each pair."""
     return [pair.item.group for pair in pairs]
@@ -258,7 +267,7 @@ def _warnings(
     found = []
     for key in keys:
         scan = pairs.get((key, SCAN), [])
-        title = f"{key[0]}, {key[1].replace('_', '/')}"
+        title = part_title(key)
         rows = [row for row in significance if (row["bench_task"], row["form"]) == key and row["p"] is not None]
         lost = [row["condition"] for row in rows if not row["beats"] and row["condition"] not in NOT_TO_BEAT]
         if lost:
