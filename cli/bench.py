@@ -10,8 +10,11 @@ from .common import find_model, refuse
 
 bench = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
-DataOption = Annotated[Path, typer.Option(help="A data set that `radfm data build` finished; its test split is asked.")]
-SeedOption = Annotated[int, typer.Option(help="Decides wordings, values, the order of options, other patients.")]
+DataOption = Annotated[Path, typer.Option(help="A data set that `radfm data build` finished.")]
+SplitOption = Annotated[str, typer.Option(help="The split that is asked: test, or validation.")]
+SeedOption = Annotated[
+    int, typer.Option(help="Decides which records, wordings, values, the order of options, other patients.")
+]
 
 
 @bench.callback()
@@ -23,6 +26,10 @@ def describe() -> None:
 def draw_items(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="The file of items, as in radbench.jsonl.")],
+    split: SplitOption = "test",
+    per_task: Annotated[
+        int | None, typer.Option(min=1, help="At most so many records of each of the five tasks; by default all.")
+    ] = None,
     seed: SeedOption = 0,
     form: Annotated[list[str] | None, typer.Option(help="Only this form; repeat for several. By default all.")] = None,
 ) -> None:
@@ -33,16 +40,18 @@ def draw_items(
       radfm bench draw --data radmd/ --out radbench.jsonl
 
       radfm bench draw --data radmd/ --out yes-no.jsonl --form yes_no
+
+      radfm bench draw --data radmd/ --split validation --per-task 150 --out small.jsonl
     """
     from radfm.medmd.schema import DataError
     from radfm.radbench.draw import draw
     from radfm.radbench.items import FORMS, BenchError, fingerprint, write_items
-    from radfm.radbench.records import read_light
+    from radfm.radbench.records import read_held_out
 
     try:
-        drawn = draw(read_light(data, "test"), seed, form or FORMS)
+        drawn = draw(read_held_out(data, split), seed, form or FORMS, per_task)
         if not drawn.items:
-            raise BenchError(f"{data}: its test split has no item of this form.")
+            raise BenchError(f"{data}: its {split} split has no item of this form.")
         write_items(drawn.items, out)
     except (BenchError, DataError, OSError) as error:
         refuse(str(error))
@@ -60,6 +69,7 @@ def run_benchmark(
     items: Annotated[
         Path | None, typer.Option(help="Items that `radfm bench draw` froze; by default all are drawn.")
     ] = None,
+    split: SplitOption = "test",
     train_data: Annotated[
         Path | None, typer.Option(help="What the model was trained on, for the leak check; by default --data's train split.")
     ] = None,
@@ -113,8 +123,10 @@ def run_benchmark(
 
     if endpoint and not model:
         refuse("--endpoint needs --model: the name of a model on that server.")
-    options = RunOptions(data, out, items, seed, batch_size, stability, train_data)
+    options = RunOptions(data, out, items, split, seed, batch_size, stability, train_data)
     name = model if endpoint else find_model(model)
+    if Path(name).name in ("", ".."):  # `.` is no name in a table
+        name = str(Path(name).resolve())
 
     def load() -> Model:
         if endpoint:

@@ -1,4 +1,4 @@
-"""Records of the test split → items. A record's question is an item; label tasks give three more forms, drawn by hash.
+"""Held-out records → items. A record's question is an item; label tasks give three more forms, drawn by hash.
 
 The other forms of an open question whose answer is a label (a modality, a body part, a finding):
 
@@ -18,7 +18,7 @@ from string import ascii_uppercase as LETTERS
 
 from radfm.medmd.groups import digest
 from radfm.medmd.prompts import NORMAL, OPEN, choose, closed_question
-from radfm.medmd.questions import CLASHES, VALUES
+from radfm.medmd.questions import VALUES, names_that_clash
 from radfm.medmd.schema import ABSENT, PRESENT, YES_NO, Message, Part, Record
 
 from .items import FORMS, BenchError, Item
@@ -56,13 +56,15 @@ class Drawn:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def draw(records: Iterable[Record], seed: int = 0, forms: Sequence[str] = FORMS) -> Drawn:
-    """The items of the records, sorted by id. The same records, seed and forms give the same items.
+def draw(records: Iterable[Record], seed: int = 0, forms: Sequence[str] = FORMS, per_task: int | None = None) -> Drawn:
+    """The items of the records, sorted by id. The same records and arguments give the same items.
 
     Args:
         records: with or without their scans.
-        seed: decides wordings, values and the order of options.
+        seed: decides wordings, values and the order of options, and which records `per_task` keeps.
         forms: which forms to keep; a record whose question has another form gives no item of its own.
+        per_task: the most records of each of the five tasks, chosen by hash of their ids; None takes all. Their items are
+            those that they have among all records.
 
     Raises:
         BenchError: a form that is none of `FORMS`.
@@ -73,13 +75,23 @@ def draw(records: Iterable[Record], seed: int = 0, forms: Sequence[str] = FORMS)
     records = list(records)
     pools = _answers_by_task(records)
     drawn = Drawn()
+    by_task: dict[str, list[Record]] = {}
     for record in records:
         if record.task not in BENCH_TASK:
             drawn.left_out[f"task {record.task}: running text asks no question"] += 1
-            continue
-        item = own_item(record)
-        candidates = [item, *_other_forms(record, item, pools, seed)]
-        drawn.items += [candidate for candidate in candidates if candidate.form in forms]
+        elif record.extra.get("unlabelled"):
+            drawn.left_out["no label: nothing is known to be the right answer"] += 1
+        else:
+            by_task.setdefault(BENCH_TASK[record.task], []).append(record)
+    for task, found in by_task.items():
+        ids = set(order_by_hash((record.id for record in found), seed, "per task")[:per_task])
+        if len(ids) < len(found):
+            drawn.left_out[f"{task}: {len(ids):,} of {len(found):,} were drawn"] += len(found) - len(ids)
+        for record in found:
+            if record.id in ids:
+                item = own_item(record)
+                candidates = [item, *_other_forms(record, item, pools, seed)]
+                drawn.items += [candidate for candidate in candidates if candidate.form in forms]
     drawn.items.sort(key=lambda item: item.id)
     return drawn
 
@@ -156,8 +168,7 @@ def wrong_values(record: Record, pools: Mapping[tuple[str, str], set[str]]) -> l
         return sorted(absent | ({NORMAL} if present and answer != NORMAL else set()))
     known = VALUES[record.task]
     pool = set(known) if answer in known else pools.get((record.source, record.task), set())
-    clashing = {answer}.union(*(clash for clash in CLASHES if answer in clash))
-    return sorted(pool - clashing)
+    return sorted(pool - names_that_clash(answer))
 
 
 def _answers_by_task(records: Sequence[Record]) -> dict[tuple[str, str], set[str]]:

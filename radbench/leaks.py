@@ -1,6 +1,6 @@
 """Whether the training data holds what the items ask about: records, patients, or scans byte for byte."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ from .records import split_files
 EXAMPLES = 20  # ids that are listed for each kind of leak
 
 
-def find_leaks(
-    items: Sequence[Item], training_data: Path, splits: Iterable[str] = ("train", "validation")
-) -> dict[str, Any]:
-    """Compare items with training data by record id, group (patient) and SHA-256 of the stored scans.
+def find_leaks(items: Sequence[Item], training_data: Path, splits: Sequence[str]) -> dict[str, Any]:
+    """Compare items with some splits of training data by record id, group (patient) and SHA-256 of the stored scans.
 
     Groups are salted hashes: they are equal for one patient only where both data sets were built with one salt.
 

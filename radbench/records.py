@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from radfm.scan_radfm import Scan
 
 from .items import BenchError
 
+HELD_OUT = ("validation", "test")
 LIGHT_COLUMNS = tuple(name for name in COLUMNS if name != "images")
 KEPT_GROUPS = 2  # row groups of scans in memory: up to 64 MB each
 
@@ -41,36 +42,42 @@ def split_files(data: Path, split: str) -> list[Path]:
     return [file for file in shard_files(data) if file.name.startswith(f"{split}-")]
 
 
-def read_light(data: Path, split: str) -> Iterator[Record]:
-    """The records of a split without their scans (`images` is empty)."""
-    for file in split_files(data, split):
-        for row in read_columns(file, LIGHT_COLUMNS):
-            yield Record.from_row({**row, "images": []})
+def read_light(data: Path, *splits: str) -> Iterator[Record]:
+    """The records of some splits without their scans (`images` is empty)."""
+    for split in splits:
+        for file in split_files(data, split):
+            for row in read_columns(file, LIGHT_COLUMNS):
+                yield Record.from_row({**row, "images": []})
 
 
-def read_records(data: Path, ids: Collection[str], split: str = "test") -> Iterator[Record]:
-    """The records with these ids, scans included, in the order of the files."""
-    wanted = set(ids)
-    for file in split_files(data, split):
-        found = {row["id"] for row in read_columns(file, ("id",))} & wanted
-        if found:
-            yield from (Record.from_row(row) for row in read_columns(file, COLUMNS) if row["id"] in found)
+def read_held_out(data: Path, split: str) -> Iterator[Record]:
+    """The records of one of `HELD_OUT`, without their scans.
+
+    Raises:
+        BenchError: the split is another one, or has no record.
+    """
+    if split not in HELD_OUT:
+        raise BenchError(f"split {split!r} is none of {', '.join(HELD_OUT)}.")
+    if not split_files(data, split):
+        held_out = [name for name in HELD_OUT if split_files(data, name)]
+        remedy = f"; name the {held_out[0]} split with --split {held_out[0]}" if held_out else ""
+        raise BenchError(f"{data}: has no {split} split, so there is nothing to ask{remedy}.")
+    return read_light(data, split)
 
 
 class ScanReader:
-    """The scans of the records of a split, by record id.
+    """The scans of held-out records, by record id.
 
     Memory is that of two row groups. Scans of one file are best read in the order of `position`.
 
     Args:
         data: the folder of the data set.
-        split: train, validation or test.
     """
 
-    def __init__(self, data: Path, split: str = "test") -> None:
+    def __init__(self, data: Path) -> None:
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._modalities: dict[str, str | None] = {}
-        for file in split_files(data, split):
+        for file in (file for split in HELD_OUT for file in split_files(data, split)):
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
                 rows = parquet.read_row_group(group, columns=["id", "modality"]).to_pylist()

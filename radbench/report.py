@@ -14,7 +14,7 @@ from .metrics import findings
 from .pictures import Picture, draw_records
 from .predictions import SCAN, read_predictions
 from .readings import Pair, Tools, labels_of, main_measurement, main_metric
-from .scores import NOT_TO_BEAT, pair_up, read_run, read_scores
+from .scores import NOT_TO_BEAT, best_baseline, pair_up, part_title, read_run, read_scores
 from .summary import write_summary
 
 PAGE = "report.html"
@@ -63,6 +63,7 @@ def write_report(out: Path, data: str | Path | None) -> None:
         title=f"{scores['benchmark']} {scores['version']}: {scores['model']}",
         scores=scores,
         run=run,
+        warnings=_group_warnings(scores),
         overview=_overview(scores),
         tasks=_tasks(scores, chosen, pictures),
         weak=_weak_parts(scores),
@@ -214,6 +215,7 @@ def _part(
         for row in rows
         if row["metric"] == metric and row["condition"] not in STABILITY
     ]
+    rival = best_baseline(scores, key)
     others = [row for row in rows if row["condition"] == SCAN]
     names = [row["condition"] for row in conditions]
     matrix = [
@@ -235,6 +237,7 @@ def _part(
         "title": FORM_TITLES[key[1]],
         "metric": metric,
         "conditions": conditions,
+        "rival": next((row for row in conditions if row["condition"] == rival["condition"]), None) if rival else None,
         "metrics": others,
         "names": names,
         "matrix": matrix,
@@ -282,6 +285,17 @@ def _weak_parts(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         if row["interval"] and total is not None and row["interval"][1] < total:
             weak.append({**row, "total": total})
     return sorted(weak, key=lambda row: row["value"] - row["total"])[:WEAK_PARTS]
+
+
+def _group_warnings(scores: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Title → its warnings: those about the whole run under an empty title, the others by kind of question."""
+    titles = {f"{part_title(key)}: ": f"{TASK_TITLES[key[0]]}, {FORM_TITLES[key[1]]}" for key in keys_of(scores)}
+    grouped: defaultdict[str, list[str]] = defaultdict(list)
+    for warning in scores["warnings"]:
+        start = next((start for start in titles if warning.startswith(start)), "")
+        text = warning.removeprefix(start)
+        grouped[titles.get(start, "")].append(text[:1].upper() + text[1:])
+    return {title: grouped[title] for title in sorted(grouped, key=bool)}
 
 
 def _blind_spots(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

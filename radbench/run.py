@@ -18,7 +18,7 @@ from .leaks import find_leaks
 from .models.base import Model
 from .predictions import Prediction, write_predictions
 from .processes import Processes
-from .records import ScanReader, data_fingerprint, read_light
+from .records import ScanReader, data_fingerprint, read_held_out, read_light
 from .runner import Progress, plan_batches, read_journal, run_batches
 
 ITEMS_FILE, PREDICTIONS_FILE, RUN_FILE, JOURNAL = "items.jsonl", "predictions.jsonl", "run.json", ".journal"
@@ -32,7 +32,8 @@ class RunOptions:
     Args:
         data: a data set that `radfm data build` finished.
         out: the folder of the results, new or with the same run unfinished.
-        items: a file of `radfm bench draw`; None draws the items of the test split.
+        items: a file of `radfm bench draw`; None draws the items of the split.
+        split: test, or validation where a data set has no other held-out records.
         seed: of the draw, of other patients and of shuffled options.
         batch_size: the most questions that the model is asked at once; an interrupted run may go on with another one.
         stability: also ask about flipped, resliced and rewindowed scans.
@@ -42,32 +43,31 @@ class RunOptions:
     data: Path
     out: Path
     items: Path | None = None
+    split: str = "test"
     seed: int = 0
     batch_size: int = 16
     stability: bool = False
     train_data: Path | None = None
 
 
-def load_items(data: Path, items: Path | None, seed: int) -> tuple[list[Item], dict[str, Record], list[str]]:
-    """The items of a run, all records of the test split by id (without scans), and warnings.
+def load_items(data: Path, items: Path | None, split: str, seed: int) -> tuple[list[Item], dict[str, Record], list[str]]:
+    """The items of a run, all records of the split by id (without scans), and warnings.
 
     Raises:
-        BenchError: no data set, no test split, or items of another data set.
+        BenchError: no data set, no such split, or items of another data set.
     """
-    records = {record.id: record for record in read_light(data, "test")}
-    if not records:
-        raise BenchError(f"{data}: has no test split, so there is nothing to ask.")
+    records = {record.id: record for record in read_held_out(data, split)}
     if items is None:
         drawn = draw(records.values(), seed)
         left_out = [f"{count:,} records are no items ({reason})." for reason, count in drawn.left_out.items()]
         if not drawn.items:
-            raise BenchError(f"{data}: no record of its test split asks a question.")
+            raise BenchError(f"{data}: no record of its {split} split asks a question.")
         return drawn.items, records, left_out
     frozen = read_items(items)
     for item in frozen:
         record = records.get(item.record)
         if record is None:
-            raise BenchError(f"{items}: the record of {item.id} is not in the test split of {data}.")
+            raise BenchError(f"{items}: the record of {item.id} is not in the {split} split of {data}.")
         if record.image_sha256 != item.image_sha256:
             raise BenchError(f"{items}: the scans of {item.id} are others in {data}; draw the items of this data set.")
     return frozen, records, []
@@ -86,8 +86,11 @@ def run(options: RunOptions, load_model: Callable[[], Model], processes: Process
         DataError: the data set is damaged.
     """
     out, journal = options.out, options.out / JOURNAL
-    items, records, warnings = load_items(options.data, options.items, options.seed)
-    leaks = find_leaks(items, options.train_data or options.data) if processes.is_main else {}
+    items, records, warnings = load_items(options.data, options.items, options.split, options.seed)
+    if options.split == "validation":
+        warnings.append("The items are of a validation split: settings of the model may have been chosen by them.")
+    training = ("train",) if options.split == "validation" else ("train", "validation")
+    leaks = find_leaks(items, options.train_data or options.data, training) if processes.is_main else {}
     model = load_model()
     asked = [item for item in items if model.scores_options or item.form != "likelihood"]
     if len(asked) < len(items):
@@ -125,7 +128,7 @@ def _settings(options: RunOptions, items: Sequence[Item], model: Model, conditio
         "model": model.describe(),
         "items_fingerprint": fingerprint(items),
         "data_fingerprint": data_fingerprint(options.data),
-        "settings": {"seed": options.seed, "conditions": list(conditions)},
+        "settings": {"split": options.split, "seed": options.seed, "conditions": list(conditions)},
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
 

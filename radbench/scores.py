@@ -22,6 +22,7 @@ BREAKDOWNS = ("modality", "body_part", "source", "config", "task")
 NOT_TO_BEAT = (SAME_LABEL, "shuffled options")
 ALPHA = 0.05
 FEW_GROUPS = 30
+ORACLE = "the nearest training answer is looked up by the title of the right answer, which no model is told"
 # The terms that ship with the training code: files of words and no code, so that the benchmark needs none of it.
 VOCABULARY = Path(__file__).parent.parent / "training" / "vocabulary"
 Key = tuple[str, str]  # (bench_task, form)
@@ -169,6 +170,15 @@ def sort_keys(keys: Iterable[Key]) -> list[Key]:
     return sorted(keys, key=lambda key: (BENCH_TASKS.index(key[0]), FORMS.index(key[1])))
 
 
+def part_title(key: Key) -> str:
+    """How warnings begin that are about one kind of question.
+
+    >>> part_title(("modality", "yes_no"))
+    'modality, yes/no'
+    """
+    return f"{key[0]}, {key[1].replace('_', '/')}"
+
+
 def groups_of(pairs: Sequence[Pair]) -> list[str]:
     """The patient of each pair."""
     return [pair.item.group for pair in pairs]
@@ -238,13 +248,26 @@ def _breakdowns(key: Key, pairs: Sequence[Pair], tools: Tools) -> list[dict[str,
     return rows
 
 
+def best_baseline(scores: Mapping[str, Any], key: Key) -> dict[str, Any] | None:
+    """The row of `scores.json` with the highest main metric among the baselines of a kind of question; None without one."""
+    tested = {row["condition"] for row in scores["significance"] if (row["bench_task"], row["form"]) == key}
+    rows = [
+        row
+        for row in scores["scores"]
+        if (row["bench_task"], row["form"], row["metric"]) == (*key, main_metric(*key))
+        and row["condition"] in tested.difference(NOT_TO_BEAT)
+        and row["value"] is not None
+    ]
+    return max(rows, key=lambda row: row["value"], default=None)
+
+
 def _warnings(
     keys: Sequence[Key], pairs: Mapping[tuple[Key, str], list[Pair]], significance: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     found = []
     for key in keys:
         scan = pairs.get((key, SCAN), [])
-        title = f"{key[0]}, {key[1].replace('_', '/')}"
+        title = part_title(key)
         rows = [row for row in significance if (row["bench_task"], row["form"]) == key and row["p"] is not None]
         lost = [row["condition"] for row in rows if not row["beats"] and row["condition"] not in NOT_TO_BEAT]
         if lost:
@@ -253,6 +276,8 @@ def _warnings(
             found.append(
                 f"{title}: the model loses when the options stand in another order, so it does not choose by content alone."
             )
+        if key[0] == "rationale" and any(row["condition"] == "nearest training answer" for row in rows):
+            found.append(f"{title}: {ORACLE}.")
         groups = len({pair.item.group for pair in scan})
         if scan and groups < FEW_GROUPS:
             s = "" if groups == 1 else "s"

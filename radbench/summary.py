@@ -38,7 +38,7 @@ def summary(scores: Mapping[str, Any]) -> str:
         for row in scores["scores"]
         if row["condition"] == SCAN
     )
-    lines += table(["Task", "Form", "Metric", "Value", "Answers", "Patients"], rows)
+    lines += table(["Task", "Form", "Metric", "Value", "Answers", "Patients or images"], rows)
     if scores["warnings"]:
         lines += ["", "## What not to conclude", "", *(f"- {warning}" for warning in scores["warnings"])]
     return "\n".join([*lines, ""])

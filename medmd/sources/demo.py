@@ -1,9 +1,10 @@
 """The packs of the demo checkpoint as one source, with the questions that the checkpoint is meant to answer.
 
 Beside what `questions.ask` makes of the labels, each scan gets more wordings, 2D or 3D, and texts that are composed from
-the labels (`extra["composed"]` says so): a description, a report and a rationale. A rationale names the signs by which
+the labels (`extra["note"]` says so): a description, a report and a rationale. A rationale names the signs by which
 textbooks tell a finding; nobody saw them in this scan. Where the labels of a pack name no finding, a question for one
 is answered with `UNKNOWN`: what was never labelled cannot be learned, and a small model would name a finding anyway.
+Such a record teaches to refuse and has no right answer, so `extra["unlabelled"]` keeps it out of benchmarks.
 Volumes are also there slice by slice. Names of their patients' diseases are not asked for: a slice need not show them.
 """
 
@@ -15,7 +16,7 @@ from radfm.affine_radfm import PLANES
 from ..folder import MEMBER, Folder
 from ..groups import digest
 from ..prompts import CLOSED, NORMAL, OPEN, article, choose
-from ..questions import CLASHES, VALUES
+from ..questions import VALUES, make_draft, names_that_clash
 from ..schema import PRESENT, DataError
 from ..source import Draft, Rows, Source, Study
 from .demo_packs import BUSI, COMMON, TUMORS
@@ -23,6 +24,8 @@ from .demo_packs import SOURCES as PACKS
 
 LARGE = ("mednist", "pneumonia-mnist")  # thousands of scans of one look: each gets a part of the questions
 UNKNOWN = "uncertain: findings on such scans were not learned"
+COMPOSED = "the reference is composed from labels"
+TYPICAL = "the reference is composed from a label; its signs are typical of the finding, and nobody saw them in the scan"
 # Of each pack with findings, all that its labels tell apart.
 FINDINGS = {"brain-tumor": TUMORS, "busi": tuple(BUSI.values()), "pneumonia-mnist": (NORMAL, "pneumonia")}
 # Pack and finding → what an image of it shows as a rule.
@@ -71,25 +74,14 @@ class PackScan:
         """True for one scan in `share` of the large packs, and for each scan of the others."""
         return self.pack not in LARGE or digest("demo", *key, self.study.key)[0] % share == 0
 
-    def draft(self, task: str, question: str, answer: str, number: int, composed: str = "") -> Draft:
+    def draft(self, task: str, question: str, answer: str, number: int, note: str = "") -> Draft:
         """A record about this scan; numbers from 10 on are free beside those of `questions.ask`."""
-        study = self.study
-        extra = {**study.extra, "composed": composed} if composed else study.extra
-        return Draft(
-            key=study.key,
-            images=study.images,
-            task=task,
-            answer=answer,
-            question=question,
-            number=10 + number,
-            findings=study.findings,
-            modality=study.modality,
-            body_part=study.body_part,
-            plane=study.plane,
-            patient=study.patient,
-            split=study.split,
-            extra=extra,
-        )
+        return make_draft(self.study, task, answer, question, number=10 + number, note=note)
+
+    def refusal(self, task: str, question: str, answer: str, number: int) -> Draft:
+        """A record whose question the labels cannot answer."""
+        draft = self.draft(task, question, answer, number)
+        return replace(draft, extra={**draft.extra, "unlabelled": True})
 
     def question(self, kind: str, number: int = 0) -> str:
         """One of the wordings of a kind; another one for each number."""
@@ -100,7 +92,7 @@ class PackScan:
     def describe(self) -> str:
         """The labels of the acquisition in a few words."""
         study = self.study
-        words = ("3D" if self.is_volume else "2D", study.plane, study.extra.get("sequence"), study.modality)
+        words = ("3D" if self.is_volume else "2D", study.plane, study.sequence, study.modality)
         region = f" of the {study.body_part}" if study.body_part else ""
         return " ".join(word for word in words if word) + region
 
@@ -130,14 +122,11 @@ def _studies(source: Source, folder: Folder) -> Iterator[Study]:
     for row in rows:
         assert isinstance(row, Study)
         ask = row.ask if source.name in FINDINGS else tuple(kind for kind in row.ask if kind != "diagnosis")
-        extra = {"licence": source.licence, **row.extra, "pack": source.name}
-        if row.sequence is not None:
-            extra["sequence"] = row.sequence
         yield replace(
             row,
             key=f"{source.name}/{row.key}",
             ask=ask,
-            extra=extra,
+            extra={"licence": source.licence, **row.extra, "pack": source.name},
             findings=row.findings if source.name in FINDINGS else {},
             patient=row.patient and f"{source.name} {row.patient}",  # packs number their patients alike
         )
@@ -167,7 +156,7 @@ def _ask(scan: PackScan) -> Rows:
         yield _yes_or_no(scan, "modality", scan.study.modality, VALUES["modality"], choose(("yes", "no"), 0, scan.study.key))
     if scan.chosen(6, "caption"):
         text = scan.describe() + (f": {scan.finding}" if scan.finding else "") + "."
-        yield scan.draft("caption", scan.question("caption"), text, 0, "from labels")
+        yield scan.draft("caption", scan.question("caption"), text, 0, COMPOSED)
     yield from _ask_finding(scan) if scan.finding else _ask_unknown(scan)
 
 
@@ -181,34 +170,31 @@ def _ask_finding(scan: PackScan) -> Iterator[Draft]:
         yield _yes_or_no(scan, "diagnosis", scan.finding, FINDINGS[scan.pack], answer)
     sign = SIGNS[scan.pack, scan.finding]
     report = f"{scan.describe()}. Findings: {sign}. Impression: {scan.finding}."
-    yield scan.draft("report", scan.question("report"), report, 0, "from labels; the findings are typical, not seen")
-    rationale = f"{scan.finding}: {sign}."
-    yield scan.draft(
-        "rationale", scan.question("rationale"), rationale, 0, "from the label; the signs are typical, not seen"
-    )
+    yield scan.draft("report", scan.question("report"), report, 0, TYPICAL)
+    yield scan.draft("rationale", scan.question("rationale"), f"{scan.finding}: {sign}.", 0, TYPICAL)
 
 
 def _ask_unknown(scan: PackScan) -> Iterator[Draft]:
     """Questions for findings that the pack does not know, open and yes/no, a report and a rationale."""
     if scan.chosen(3, "unknown"):
         wordings = (*QUESTIONS["diagnosis"], *OPEN["diagnosis"])
-        yield scan.draft("diagnosis", choose(wordings, 0, "unknown", scan.study.key), UNKNOWN, 0, "no label")
+        yield scan.refusal("diagnosis", choose(wordings, 0, "unknown", scan.study.key), UNKNOWN, 0)
     if scan.chosen(6, "unknown, yes or no"):
         names = tuple(name for names in FINDINGS.values() for name in names)
         question = _closed("diagnosis", choose(names, 0, "unknown name", scan.study.key), scan.study.key)
-        yield scan.draft("diagnosis", question, UNKNOWN, 1, "no label")
+        yield scan.refusal("diagnosis", question, UNKNOWN, 1)
     if scan.chosen(6, "report"):
         report = f"{scan.describe()}. Findings: not assessed. Impression: {UNKNOWN}."
-        yield scan.draft("report", scan.question("report"), report, 0, "from labels")
+        yield scan.refusal("report", scan.question("report"), report, 0)
     if scan.chosen(12, "rationale"):
-        yield scan.draft("rationale", scan.question("rationale"), UNKNOWN, 0, "no label")
+        yield scan.refusal("rationale", scan.question("rationale"), UNKNOWN, 0)
 
 
 def _yes_or_no(scan: PackScan, kind: str, value: str, values: tuple[str, ...], answer: str) -> Draft:
     """A yes/no question about the true value, or about another one."""
     if answer == "no":
-        excluded = {value}.union(*(clash for clash in CLASHES if value in clash))
-        value = choose([other for other in values if other not in excluded], 0, kind, scan.study.key)
+        clashing = names_that_clash(value)
+        value = choose([other for other in values if other not in clashing], 0, kind, scan.study.key)
     question = _closed(kind, value, f"{scan.study.key} {answer}")
     draft = scan.draft(kind, question + YES_OR_NO, answer, 4 if answer == "yes" else 5)
     return replace(draft, answer_type="closed", topic=f"{kind}: {value}")

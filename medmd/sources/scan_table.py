@@ -2,7 +2,8 @@
 
 Columns: `image` (a path relative to the file, `;` between several; anything that `load_scan` reads), `question`, `answer`;
 and, where known, `group` (patient), `study`, `split` (train, validation, test), `task`, `modality`, `body_part`, `plane`,
-`findings` (`pneumonia=1;effusion=0`, or a JSON object). Without `question` a wording for the task is chosen.
+`findings` (`pneumonia=1;effusion=0`, or a JSON object), `note` (what a reader of a score must know of the answer, such as
+"composed from labels"; `radfm bench` prints it). Without `question` a wording for the task is chosen.
 """
 
 import json
@@ -14,7 +15,7 @@ from ..groups import digest
 from ..schema import SPLITS, TASKS, DataError
 from ..source import Draft, Rows, Source
 
-OPTIONAL = ("question", "group", "study", "split", "task", "modality", "body_part", "plane", "findings")
+OPTIONAL = ("question", "group", "study", "split", "task", "modality", "body_part", "plane", "findings", "note")
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
 
 
@@ -48,6 +49,7 @@ def _draft(row: Mapping[str, Any], place: str) -> Draft:
     split = SPLIT_NAMES.get(split, split)
     if split and split not in SPLITS:
         raise DataError(f"{place}: split {row['split']!r} is none of {', '.join(SPLITS)}.")
+    note = str(row["note"] or "").strip()
     return Draft(
         key=digest(*images, question, answer).hex()[:16],
         images=images,
@@ -62,6 +64,7 @@ def _draft(row: Mapping[str, Any], place: str) -> Draft:
         patient=row["group"] or None,
         study=row["study"] or None,
         split=split or None,
+        extra={"note": note} if note else {},
     )
 
 

@@ -14,7 +14,7 @@ from radfm.scan_radfm import to_radiological_view
 from radfm.space import viewer
 
 from ..pictures import opening_window
-from ..records import ScanReader, read_light
+from ..records import HELD_OUT, ScanReader, read_light
 
 PIXELS = 512
 
@@ -44,7 +44,7 @@ class SliceReader:
 
     def __init__(self, data: Path, records: Iterable[str]):
         wanted = set(records)
-        self._counts = {record.id: len(record.shapes) for record in read_light(data, "test") if record.id in wanted}
+        self._counts = {record.id: len(record.shapes) for record in read_light(data, *HELD_OUT) if record.id in wanted}
         self._reader = ScanReader(data)
         self.read = lru_cache(maxsize=4)(self._read)
 

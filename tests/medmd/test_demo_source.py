@@ -8,13 +8,13 @@ from radfm.load_scan_radfm import ScanError
 from radfm.medmd.scans import StorageOptions, store_scans
 from radfm.medmd.slices import cut_slice
 from radfm.medmd.source import Draft, Study
-from radfm.medmd.sources.demo import FINDINGS, SIGNS, UNKNOWN, PackScan, _ask, _cut
+from radfm.medmd.sources.demo import COMPOSED, FINDINGS, SIGNS, TYPICAL, UNKNOWN, PackScan, _ask, _cut
 from radfm.scan_radfm import Scan
 
 FULL = StorageOptions(volume_size=None)
 TUMOUR = Study(
     key="brain-tumor/1", images=("a.jpg",), findings={"glioma": 1, "meningioma": 0, "pituitary tumor": 0}, normal=False,
-    ask=("diagnosis",), modality="MRI", body_part="brain", sequence="T1", extra={"sequence": "T1"},
+    ask=("diagnosis",), modality="MRI", body_part="brain", sequence="T1",
 )  # fmt: skip
 HAND = Study(key="mednist/1", images=("h.jpg",), ask=("modality",), modality="X-ray", body_part="hand", plane="frontal")
 
@@ -59,7 +59,8 @@ def test_composed_texts_name_the_finding_of_the_label_and_say_that_they_are_comp
     rows = {row.task: row for row in drafts(PackScan("brain-tumor", TUMOUR, is_volume=False))}
     assert rows["report"].answer.startswith("2D T1 MRI of the brain. Findings: a mass inside the brain")
     assert rows["report"].answer.endswith("Impression: glioma.") and rows["rationale"].answer.startswith("glioma: ")
-    assert all("composed" in rows[task].extra for task in ("report", "rationale", "caption"))
+    assert {rows[task].extra["note"] for task in ("report", "rationale")} == {TYPICAL}
+    assert rows["caption"].extra["note"] == COMPOSED and "note" not in rows["modality"].extra
     assert set(SIGNS) == {(pack, name) for pack, names in FINDINGS.items() for name in names}
 
 
@@ -67,7 +68,7 @@ def test_findings_that_no_label_knows_are_uncertain():
     many = [PackScan("mednist", Study(**{**vars(HAND), "key": f"mednist/{k}"}), is_volume=False) for k in range(200)]
     about = [row for scan in many for row in drafts(scan) if row.task in ("diagnosis", "report", "rationale")]
     assert {row.task for row in about} == {"diagnosis", "report", "rationale"}
-    assert all(UNKNOWN in row.answer for row in about)
+    assert all(UNKNOWN in row.answer and row.extra["unlabelled"] for row in about)
     assert any("pneumonia" in str(row.question) for row in about)  # asked for by name, and not denied
 
 

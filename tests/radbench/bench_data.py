@@ -12,18 +12,19 @@ from PIL import Image
 from radfm.medmd.build import build
 from radfm.medmd.schema import Finding, Message, Part, Record, Stored
 
-COLUMNS = ("image", "question", "answer", "group", "split", "task", "modality", "findings")
+COLUMNS = ("image", "question", "answer", "group", "split", "task", "modality", "findings", "note")
+NOTE = "the reference is composed from labels"
 KINDS = {"CT": "abdomen", "MRI": "brain", "X-ray": "chest"}
 
 
-def build_data(folder: Path, patients: int = 6, volumes: int = 2) -> Path:
-    """A data set below `folder` with all five tasks; half of the patients are in the train split.
+def build_data(folder: Path, patients: int = 6, volumes: int = 2, held_out: str = "test") -> Path:
+    """A data set below `folder` with all five tasks; half of the patients are in the train split, half in `held_out`.
 
     Each patient has a picture, of a kind that its grey values show, and questions about it; some have a volume.
     """
     random = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
-    for split in ("train", "test"):
+    for split in ("train", held_out):
         for patient in range(patients):
             modality = tuple(KINDS)[patient % 3]
             sick = patient % 2
@@ -44,7 +45,7 @@ def build_data(folder: Path, patients: int = 6, volumes: int = 2) -> Path:
                     "State the diagnosis and the radiological reasons for it.",
                     f"{finding}. Opacity.",
                     "rationale",
-                    common,
+                    {**common, "note": NOTE},
                 ),
             ]
             if patient < volumes:

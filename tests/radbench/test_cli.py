@@ -1,9 +1,11 @@
 """`radfm bench draw` and `radfm bench run`: what they print, and one sentence with status 2 for bad input."""
 
+import json
 from pathlib import Path
 
 import pytest
 from bench_data import build_data
+from helpers import ROOT
 from typer.testing import CliRunner
 
 from radfm.cli.main import app
@@ -33,13 +35,16 @@ def test_draw_takes_the_forms_that_are_named(data, tmp_path):
 
 
 @pytest.mark.slow  # loads the model and writes a report
-def test_run_asks_the_demo_checkpoint_by_default_and_goes_on_to_the_report(data, tmp_path):
-    status, output = bench("run", "--data", data, "--out", tmp_path / "out", "--stability", "--device", "cpu")
+@pytest.mark.parametrize("model", [(), ("--model", ".")])
+def test_run_asks_the_demo_checkpoint_by_default_and_goes_on_to_the_report(model, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status, output = bench("run", *model, "--data", data, "--out", tmp_path / "out", "--stability", "--device", "cpu")
     assert status == 0, output
     assert f"open {tmp_path / 'out' / 'report.html'}" in output.replace("\n", "")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("items.jsonl", "predictions.jsonl", "run.json", "scores.json", "report.html", "summary.md")
     }
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["model"] == ROOT.name
     assert '"flipped scan"' in (tmp_path / "out" / "predictions.jsonl").read_text()
 
 

@@ -102,3 +102,19 @@ def test_sets_that_radfm_was_trained_on_are_marked():
 
 def test_a_note_of_the_record_comes_with_the_item():
     assert own_item(make_record(0, "report", "Normal.", extra={"note": "composed text"})).note == "composed text"
+
+
+def test_a_record_without_a_label_is_no_item():
+    drawn = draw([make_record(0, "diagnosis", "uncertain", extra={"unlabelled": True}), make_record(1, "vqa", "left")])
+    assert [item.task for item in drawn.items] == ["vqa"]
+    assert list(drawn.left_out) == ["no label: nothing is known to be the right answer"]
+
+
+def test_a_draw_of_some_records_is_part_of_the_draw_of_all(records):
+    every, some = draw(records), draw(records, per_task=30)
+    assert set(some.items) < set(every.items)
+    count = {task: len({item.record for item in some.items if item.bench_task == task}) for task in ("modality", "vqa")}
+    assert count == {"modality": 30, "vqa": 30}
+    assert some.left_out == {"modality: 30 of 200 were drawn": 170, "vqa: 30 of 50 were drawn": 20}
+    assert draw(records[::-1], per_task=30).items == some.items
+    assert draw(records, 1, per_task=30).items != some.items

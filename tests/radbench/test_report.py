@@ -9,7 +9,7 @@ from results import build_data, copy_reference, make_items, most_frequent, predi
 
 from radfm.radbench import radar
 from radfm.radbench.report import write_report
-from radfm.radbench.scores import score_run
+from radfm.radbench.scores import read_scores, score_run, write_json
 
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 
@@ -29,11 +29,31 @@ def results(tmp_path_factory) -> Path:
 
 def test_the_page_has_baselines_intervals_and_published_scores_in_a_table_of_their_own(results):
     page = (results / "report.html").read_text()
-    for words in ("most frequent answer", "no image", "95 % interval", "Published scores, not measured here", "p (Holm)"):
+    for words in (
+        "most frequent answer",
+        "no image",
+        "95 % interval",
+        "· test split",
+        "Published scores, not measured here",
+        "p (Holm)",
+    ):
         assert words in page, words
     measured, published = page.split("Published scores, not measured here")
     assert "Med-Flamingo" in published and "Med-Flamingo" not in measured
     assert "Known faults of RadBench as published" in published
+
+
+def test_warnings_stand_under_the_kind_of_question_that_they_are_about(results, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "results")
+    scores = read_scores(folder)
+    write_json(
+        {**scores, "warnings": ["All of it.", "modality, open: few.", "report, open: composed."]}, folder / "scores.json"
+    )
+    write_report(folder, None)
+    section = (folder / "report.html").read_text().split("What not to conclude")[1].split("</section>")[0]
+    assert re.findall(r"<(?:h3|li)>([^<]+)<", section) == [
+        *("All of it.", "Modality recognition, open questions", "Few.", "Report generation, open questions", "Composed.")
+    ]
 
 
 def test_the_page_loads_nothing_and_escapes_what_models_say(results):

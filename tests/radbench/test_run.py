@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_data import build_data
+from bench_data import NOTE, build_data
 from helpers import ROOT
 
 from radfm.cli.bench import register_radfm
@@ -117,6 +117,23 @@ def test_the_likeliest_option_is_the_answer_of_the_form_likelihood(finished):
         if prediction.item.endswith("#likelihood") and prediction.likelihoods:
             means = {option: likelihood.sum / likelihood.tokens for option, likelihood in prediction.likelihoods.items()}
             assert means[prediction.answer] == max(means.values())
+
+
+def test_a_note_of_the_table_stays_with_the_items(finished):
+    notes = {(item.bench_task, item.note) for item in read_items(finished / "items.jsonl")}
+    assert {task for task, note in notes if note == NOTE} == {"rationale"} == {task for task, note in notes if note}
+
+
+def test_a_validation_split_is_asked_by_name_and_the_run_says_so(model, tmp_path):
+    data = build_data(tmp_path, patients=2, volumes=0, held_out="validation")
+    with pytest.raises(BenchError, match=r"has no test split, .* name the validation split with --split validation"):
+        ask(model, data, tmp_path / "out")
+    ask(model, data, tmp_path / "out", split="validation")
+    items = read_items(tmp_path / "out" / "items.jsonl")
+    assert {item.record for item in items} == {record.id for record in read_light(data, "validation")}
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert settings["settings"]["split"] == "validation" and settings["leak_check"]["leaks"] == {}
+    assert any("of a validation split" in line for line in settings["warnings"])
 
 
 # Batches --------------------------------------------------------------------------------------------------------------

@@ -116,6 +116,13 @@ def test_sets_seen_in_training_composed_texts_and_few_patients_are_named():
     assert "trained on" in warnings and "composed text" in warnings and "only 4 patients or images" in warnings
 
 
+def test_a_baseline_that_is_told_the_title_is_named():
+    items = [make_item(n, "open", "rationale", REPORTS[n % 4]) for n in range(8)]
+    baseline = predict(items, copy_reference, "nearest training answer")
+    warnings = score(items, predict(items, copy_reference) + baseline, tools_for(items))["warnings"]
+    assert any("looked up by the title of the right answer" in warning for warning in warnings)
+
+
 def test_stability_counts_unchanged_answers_and_is_no_baseline():
     items = make_items(8)
     predictions = predict(items, copy_reference) + predict(items, lambda item: item.reference.upper() + ".", "flipped scan")
