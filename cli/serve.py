@@ -1,14 +1,20 @@
 """`radfm serve`: a model behind OpenAI's API."""
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from .ask import check_packages
 from .common import ModelOption, default_device, find_model, refuse
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 KEY_VARIABLE = "RADFM_API_KEY"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "multipart", "httpx")
@@ -48,19 +54,49 @@ def serve(
     if api_key is None and not is_loopback(host):
         refuse(f"--host {host} lets other machines ask: set an API key, in {KEY_VARIABLE} or with --api-key.")
     model = find_model(model)
-    from radfm.serving.server import bind, front_app, model_app, run
+    with _interrupt_ends_process():
+        from radfm.serving.server import bind, run
 
+        try:
+            bound = bind(host, port)
+        except (OSError, UnicodeError) as error:
+            _refuse_address(host, port, error)
+        name = model_name or (Path(model).resolve().name if Path(model).is_dir() else model)
+        app = _load_app(model, name, device, bits, decoder_url, api_key, decoder_key)
+        try:
+            # Only now, so that nobody waits for a model that is being loaded; a second server may have been as far as this.
+            bound.listen()
+        except OSError as error:
+            _refuse_address(host, port, error)
+    run(app, name, bound)
+
+
+@contextmanager
+def _interrupt_ends_process() -> Iterator[None]:
+    """Ctrl-C ends the process at once and silently, instead of an exception in the middle of an import."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        bound = bind(host, port)
-    except OSError as error:
-        refuse(f"--host {host} --port {port}: cannot be listened on ({error.strerror or error}).")
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _refuse_address(host: str, port: int, error: OSError | UnicodeError) -> NoReturn:
+    reason = error.strerror if isinstance(error, OSError) else None
+    refuse(f"--host {host} --port {port}: cannot be listened on ({reason or error}).")
+
+
+def _load_app(
+    model: str, name: str, device: str, bits: int | None, decoder_url: str, api_key: str | None, decoder_key: str
+) -> "FastAPI":
+    """The web application of a model, or of a front. Ends the command where it cannot be loaded."""
     from transformers.utils import logging
 
     from radfm.processing_radfm import RadFMProcessor
+    from radfm.serving.server import front_app, model_app
 
     from .chat import load_model
 
-    name = model_name or (Path(model).resolve().name if Path(model).is_dir() else model)
     is_front = _check_parts(model, decoder_url)
     check_packages(bits, device)
     if not sys.stderr.isatty():
@@ -68,12 +104,10 @@ def serve(
     device = device or default_device()
     try:
         if is_front:
-            app = front_app(model, decoder_url, name, device, api_key, decoder_key or None)
-        else:
-            app = model_app(load_model(model, device, bits), RadFMProcessor.from_pretrained(model), name, api_key)
+            return front_app(model, decoder_url, name, device, api_key, decoder_key or None)
+        return model_app(load_model(model, device, bits), RadFMProcessor.from_pretrained(model), name, api_key)
     except (OSError, ValueError) as error:
         refuse(f"{model}: cannot be loaded as RadFM ({str(error).strip().splitlines()[0]})")
-    run(app, name, bound)
 
 
 def _check_parts(model: str, decoder_url: str) -> bool:

@@ -71,8 +71,6 @@ def _set_limits() -> None:
     # The default action of this signal ends a process even where it hangs in a codec.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(limits.READ_SECONDS)
-    # The fork server hands down that it ignores this one; a stopped server ends its children itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not limits.DEBUG:
         # What codecs print may have a patient's name in it.
         nothing = os.open(os.devnull, os.O_WRONLY)

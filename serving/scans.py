@@ -10,7 +10,8 @@ import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .protocol import FilePart, ImagePart, ReadChoice
 from .read_child import OUTCOME, PIXELS, ReadJob
 
 TOO_LONG = (-signal.SIGALRM, -signal.SIGXCPU)
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class ScanRefusedError(Exception):
@@ -104,7 +106,7 @@ class ScanReader:
     async def start(self) -> None:
         """Start the process that the children are forked from; returns when it has imported the readers."""
         process = self._context.Process(target=read_child.do_nothing, daemon=True)
-        await asyncio.to_thread(process.start)
+        await asyncio.to_thread(_start, process)
         await asyncio.to_thread(process.join)
 
     async def read(self, source: Source, options: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -140,7 +142,7 @@ class ScanReader:
     async def _run(self, job: ReadJob) -> int:
         """The exit status of the child that reads; it is killed where nobody waits for it any more."""
         process = self._context.Process(target=read_child.read, args=(job,), daemon=True)
-        await asyncio.to_thread(process.start)
+        await asyncio.to_thread(_start, process)
         ended, loop = asyncio.Event(), asyncio.get_running_loop()
         loop.add_reader(process.sentinel, ended.set)
         try:
@@ -150,6 +152,20 @@ class ScanReader:
             process.kill()
             await asyncio.shield(asyncio.to_thread(process.join))
         return process.exitcode or 0
+
+
+def _start(process: BaseProcess) -> None:
+    """Start a child that only the server stops.
+
+    A terminal sends Ctrl-C, and a service manager SIGTERM, to all processes of the server; scans that are being read
+    then have to be read to their end. The mask goes to the fork server and to its children.
+    """
+    resource_tracker.ensure_running()  # started later, it would clear the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _reason(status: int) -> str:

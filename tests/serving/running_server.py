@@ -7,12 +7,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
+import nibabel
+import numpy as np
 import openai
 from helpers import ROOT
 
 KEY = "RADFM_API_KEY"
+
+
+def start_process(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+    """`radfm serve` of the demo checkpoint, the leader of a process group."""
+    command = [sys.executable, "-m", "radfm.cli", "serve", "--device", "cpu", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT.parent, env=env, process_group=0)
 
 
 class Server:
@@ -21,8 +30,7 @@ class Server:
     def __init__(self, *arguments: str, **limits: object):
         environment = {name: value for name, value in os.environ.items() if name != KEY}
         environment |= {name: str(value) for name, value in limits.items()}
-        command = [sys.executable, "-m", "radfm.cli", "serve", "--port", "0", "--device", "cpu", *arguments]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT.parent, env=environment)
+        self.process = start_process("--port", "0", *arguments, env=environment)
         self.log = ""
         self._is_up = threading.Event()
         self._reader = threading.Thread(target=self._read_log, daemon=True)
@@ -66,3 +74,20 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline, "the condition did not come to hold within a minute"
         time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, by Linux' /proc."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+
+
+def reading_children(server: Server) -> list[int]:
+    """The children of the fork server, which is a child of the server."""
+    return [grandchild for child in children(server.process.pid) for grandchild in children(child)]
+
+
+def slow_scan(folder: Path) -> bytes:
+    """A volume that takes seconds to prepare and few bytes to send."""
+    path = folder / "slow.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((400, 400, 400), np.int16), np.eye(4)), path)
+    return path.read_bytes()

@@ -7,36 +7,16 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
-import nibabel
-import numpy as np
 import openai
 import pytest
 from requests_of_openai import MODALITY, file, text, user
-from running_server import KEY, Server, metric, wait_until
+from running_server import Server, metric, reading_children, slow_scan, wait_until
 
 pytestmark = pytest.mark.slow  # servers that load the demo checkpoint
 
 CLIENTS = 50
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started, by Linux' /proc."""
-    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
-
-
-def reading_children(server: Server) -> list[int]:
-    """The children of the fork server, which is a child of the server."""
-    return [grandchild for child in children(server.process.pid) for grandchild in children(child)]
-
-
-def slow_scan(folder: Path) -> bytes:
-    """A volume that takes seconds to prepare and few bytes to send."""
-    path = folder / "slow.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(np.zeros((400, 400, 400), np.int16), np.eye(4)), path)
-    return path.read_bytes()
 
 
 def test_fifty_clients_at_once_get_the_answers_that_they_get_alone(server, ct, mr_zip, dicom_files):
@@ -202,26 +182,3 @@ def test_a_key_is_demanded_and_an_answer_in_progress_ends_before_the_server_stop
     assert "secret" not in server.log and not re.search(r"Traceback|Error", server.log)
     with pytest.raises(ConnectionRefusedError):
         open_connection(server)
-
-
-def test_off_loopback_a_key_is_demanded_before_anything_is_loaded(monkeypatch):
-    from typer.testing import CliRunner
-
-    from radfm.cli.main import app
-
-    monkeypatch.delenv(KEY, raising=False)
-    result = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0", "--port", "0"])
-    assert result.exit_code == 2
-    assert result.stderr == ("--host 0.0.0.0 lets other machines ask: set an API key, in RADFM_API_KEY or with --api-key.\n")
-
-
-def test_a_port_that_is_taken_is_one_line_and_status_2():
-    from typer.testing import CliRunner
-
-    from radfm.cli.main import app
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        result = CliRunner().invoke(app, ["serve", "--port", str(taken.getsockname()[1])])
-    assert result.exit_code == 2 and "cannot be listened on" in result.stderr and result.stderr.count("\n") == 1
