@@ -130,10 +130,9 @@ def series_panel(scans: Sequence["StoredScan"], current: int) -> str:
     return f"<ul class='series' aria-label='Scans'>{''.join(items)}</ul>" if items else ""
 
 
-def viewer_value(number: int, scan: "StoredScan") -> dict[str, Any]:
-    """What the viewer is given of a scan, as JSON."""
-    about = scan.about
-    coarse, overlay = scan.folder / "coarse.nii", scan.folder / "overlay.nii.gz"
+def viewer_value(number: int, scan: "StoredScan", overlaid: bool) -> dict[str, Any]:
+    """What the viewer is given of a scan, as JSON; with its overlay where the visitor asked for it."""
+    about, coarse = scan.about, scan.folder / "coarse.nii"
     return {
         "number": number,
         "title": scan.title,
@@ -150,7 +149,7 @@ def viewer_value(number: int, scan: "StoredScan") -> dict[str, Any]:
         "series": about.get("series_choices", []),
         "volumes": about.get("volume_choices", []),
         "chosen": about.get("chosen", {}),
-        "overlay": address(overlay) if overlay.exists() else None,
+        "overlay": address(scan.overlay) if overlaid else None,
         "brightest": about.get("brightest"),
         "pictures": None,
     }

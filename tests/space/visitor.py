@@ -16,7 +16,7 @@ SCREENS = {
 }
 VIEWER = "document.querySelector('#viewer [data-part=viewer]').parentElement.viewer"
 # A slow machine under load draws one frame of software WebGL in seconds.
-PATIENCE_MS = 25_000
+PATIENCE_MS = 300_000
 
 
 class Visitor:
