@@ -10,6 +10,7 @@ from .affine_radfm import PLANES, closest_axes, opposite_letters, orientation_le
 # What describes a modality to a reader; DICOM's own code (PS3.3 C.7.3.1.1.1) where it is not in the table.
 MODALITY_NAMES = {
     "MR": "MRI", "DX": "X-ray", "CR": "X-ray", "MG": "mammogram", "US": "ultrasound", "PT": "PET",
+    "NM": "nuclear medicine",
 }  # fmt: skip
 UNITS = {"CT": " HU"}
 

@@ -1,22 +1,29 @@
 """The Space under many visitors: right answers, waiting times of page and API, memory and disk afterwards.
 
     python benchmarks/space.py --clients 50 --seconds 120     # half of them on the page, half through the API
-    python benchmarks/space.py --clients 4 --sessions 500     # visitors who come, ask once and leave
+    python benchmarks/space.py --clients 4 --sessions 500     # visitors with a file of their own, who ask once and leave
+    python benchmarks/space.py --clients 4 --sessions 500 --api
 
 A visitor of the page does what its script does: takes the cookie, opens the page, uploads a scan, waits until it is read,
-asks, and closes the page. The answers were found with one visitor alone.
+asks, and closes the page. With --seconds all visitors bring the same five files; with --sessions each file differs in a few
+bytes that are no part of the scan, so that it is read and encoded anew. The right answers come from one visitor alone.
 """
 
 import argparse
 import asyncio
 import itertools
 import json
+import os
 import re
 import secrets
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +42,8 @@ VISITS = [
     (NIFTI / "anatomical.nii", "Which imaging modality is this?"),
 ]
 API = "/gradio_api"
+# The Space deletes a visitor's folder once it notices that the page was closed, and sweeps every 15 s.
+SECONDS_UNTIL_GONE = 60
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Tally:
 
 
 class Visitor:
-    """One browser or program, with a cookie and a session of its own."""
+    """One browser or program, with a cookie and a session of its own; leaving the context closes the page."""
 
     def __init__(self, address: str):
         self._client = httpx.AsyncClient(base_url=address, timeout=600, trust_env=False)
@@ -55,10 +64,19 @@ class Visitor:
     async def __aenter__(self) -> "Visitor":
         await self._client.get("/")
         self._config = (await self._client.get("/config")).json()
+        self._alive = asyncio.create_task(self._stay())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._alive.cancel()
+        await asyncio.gather(self._alive, return_exceptions=True)
         await self._client.aclose()
+
+    async def _stay(self) -> None:
+        """Keep the connection open by which Gradio knows that a page is still there."""
+        async with self._client.stream("GET", f"{API}/heartbeat/{self._session}") as beats:
+            async for _ in beats.aiter_lines():
+                pass
 
     def _function(self, elem_id: str, event: str) -> int:
         ids = {c["props"].get("elem_id"): c["id"] for c in self._config["components"]}
@@ -80,27 +98,22 @@ class Visitor:
                     return event["output"]["data"]
         raise RuntimeError("the server closed the queue")
 
-    async def _upload(self, file: Path) -> dict[str, Any]:
-        with file.open("rb") as stream:
-            reply = await self._client.post(f"{API}/upload", files={"files": (file.name, stream)})
+    async def _upload(self, file: Path, content: bytes) -> dict[str, Any]:
+        reply = await self._client.post(f"{API}/upload", files={"files": (file.name, content)})
         return {"path": reply.json()[0], "orig_name": file.name, "meta": {"_type": "gradio.FileData"}}
 
-    async def ask_on_page(self, file: Path, question: str) -> str:
+    async def ask_on_page(self, file: Path, content: bytes, question: str) -> str:
         """Open the page, drop a scan and ask; the answer as the page shows it."""
         await self._call(next(d["id"] for d in self._config["dependencies"] if [t[1] for t in d["targets"]] == ["load"]), [])
-        await self._call(self._function("drop", "upload"), [[await self._upload(file)]])
+        await self._call(self._function("drop", "upload"), [[await self._upload(file, content)]])
         chat, *_ = await self._call(self._function("question", "submit"), [question])
         return _last_text(chat)
 
-    async def ask_api(self, file: Path, question: str) -> str:
+    async def ask_api(self, file: Path, content: bytes, question: str) -> str:
         """Ask through the API."""
         function = next(d["id"] for d in self._config["dependencies"] if d.get("api_name") == "ask")
-        (answer,) = await self._call(function, [[await self._upload(file)], question])
+        (answer,) = await self._call(function, [[await self._upload(file, content)], question])
         return str(answer["answer"])
-
-    async def leave(self) -> None:
-        """What a closed tab sends."""
-        await self._client.post(f"{API}/reset", json={"event_id": "", "session_hash": self._session, "fn_index": 0})
 
 
 def _last_text(chat: list[dict[str, Any]]) -> str:
@@ -109,69 +122,128 @@ def _last_text(chat: list[dict[str, Any]]) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-async def visit(address: str, kind: str, file: Path, question: str) -> tuple[str, float]:
-    """One visit: the answer, and seconds."""
+def numbered(file: Path, number: int) -> bytes:
+    """The content of a file with a number in bytes that are no part of its scan.
+
+    These are the preamble of DICOM (PS3.10, 7.1), the time in the header of gzip (RFC 1952) and NIfTI's `descrip`.
+    """
+    content = bytearray(file.read_bytes())
+    place = {".dcm": 0, ".gz": 4, ".nii": 148}[file.suffix]
+    content[place : place + 4] = number.to_bytes(4, "little")
+    return bytes(content)
+
+
+async def visit(address: str, kind: str, file: Path, question: str, number: int | None = None) -> tuple[str, float]:
+    """One visit, with a file of its own where it has a number: the answer, and seconds."""
+    content = file.read_bytes() if number is None else numbered(file, number)
     async with Visitor(address) as visitor:
         started = time.monotonic()
-        answer = await (visitor.ask_on_page if kind == "page" else visitor.ask_api)(file, question)
-        seconds = time.monotonic() - started
-        if kind == "page":
-            await visitor.leave()
-    return answer, seconds
+        answer = await (visitor.ask_on_page if kind == "page" else visitor.ask_api)(file, content, question)
+        return answer, time.monotonic() - started
 
 
-async def keep_visiting(address: str, kind: str, start: int, right: dict[Any, str], tally: Tally, until: float) -> None:
-    """Visits one after the other until the clock says so."""
-    for number in itertools.count(start):
-        if time.monotonic() > until:
-            return
-        file, question = VISITS[number % len(VISITS)]
-        try:
-            answer, seconds = await visit(address, kind, file, question)
-        except (httpx.HTTPError, RuntimeError) as error:
-            tally.wrong.append(f"{kind}: {type(error).__name__} {error}")
-            continue
-        tally.seconds[kind].append(seconds)
-        if answer != right[kind, file]:
-            tally.wrong.append(f"{kind}, {file.name}: {answer!r} instead of {right[kind, file]!r}")
+async def visit_and_compare(
+    address: str, kind: str, place: int, right: dict[Any, str], tally: Tally, number: int | None = None
+) -> None:
+    """One visit with the file and question at a place of `VISITS`, noted in the tally."""
+    file, question = VISITS[place % len(VISITS)]
+    try:
+        answer, seconds = await visit(address, kind, file, question, number)
+    except (httpx.HTTPError, RuntimeError) as error:
+        tally.wrong.append(f"{kind}: {type(error).__name__} {error}")
+        return
+    tally.seconds[kind].append(seconds)
+    if answer != right[kind, file]:
+        tally.wrong.append(f"{kind}, {file.name}: {answer!r} instead of {right[kind, file]!r}")
 
 
-def memory(process: psutil.Process) -> float:
-    """Resident MiB of the Space and its children."""
-    return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)]) / (1 << 20)
+@dataclass
+class Space:
+    """A running Space: its address, its process, and the folder in which it keeps everything."""
+
+    address: str
+    process: psutil.Process
+    folder: Path
+
+    def level(self) -> str:
+        """Resident memory and disk space."""
+        rss = [p.memory_info().rss for p in (self.process, *self.process.children(recursive=True))]
+        disk = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        return (
+            f"{rss[0] / 2**20:.0f} MiB of memory, {sum(rss[1:]) / 2**20:.0f} in child processes, {disk / 2**20:.0f} on disk"
+        )
+
+    def visitors(self) -> int:
+        """How many visitors have a folder."""
+        return len(list(self.folder.glob("radfm-space-*/sessions/*")))
 
 
-async def measure(address: str, process: psutil.Process, options: argparse.Namespace) -> None:
+@contextmanager
+def running_space() -> Iterator[Space]:
+    """Start the Space in a temporary folder; stop it afterwards."""
+    app = Path(__file__).parents[1] / "space" / "app.py"
+    folder = Path(tempfile.mkdtemp())
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    server = subprocess.Popen([sys.executable, "-u", str(app)], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert server.stdout is not None
+        address = next(line.split()[-1] for line in server.stdout if line.startswith("RadFM is at"))
+        yield Space(address.rstrip("/"), psutil.Process(server.pid), folder)
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def crowd(space: Space, clients: int, seconds: float, right: dict[Any, str], tally: Tally) -> None:
+    """So many visitors at once, half of them on the page and half through the API, one visit after the other."""
+    until = time.monotonic() + seconds
+
+    async def keep_visiting(kind: str, start: int) -> None:
+        for place in itertools.count(start):
+            if time.monotonic() > until:
+                return
+            await visit_and_compare(space.address, kind, place, right, tally)
+
+    await asyncio.gather(*(keep_visiting(("page", "API")[n % 2], n // 2) for n in range(clients)))
+
+
+async def come_and_go(space: Space, kind: str, clients: int, sessions: int, right: dict[Any, str], tally: Tally) -> None:
+    """So many visits, `clients` at a time; prints the level of memory and disk after each hundred."""
+    numbers = iter(range(1, sessions + 1))
+
+    async def keep_visiting() -> None:
+        for number in numbers:
+            await visit_and_compare(space.address, kind, number, right, tally, number)
+            if number % 100 == 0:
+                print(f"{number} sessions: {space.level()}", flush=True)
+
+    await asyncio.gather(*(keep_visiting() for _ in range(clients)))
+    until = time.monotonic() + SECONDS_UNTIL_GONE
+    while space.visitors() and time.monotonic() < until:
+        await asyncio.sleep(1)
+    print(f"afterwards: {space.level()}, {space.visitors()} visitors")
+
+
+async def measure(space: Space, options: argparse.Namespace) -> None:
     """Print what the visitors met."""
     right = {
-        (kind, file): (await visit(address, kind, file, question))[0]
+        (kind, file): (await visit(space.address, kind, file, question))[0]
         for kind in ("page", "API")
         for file, question in VISITS
     }
-    before, tally = memory(process), Tally()
+    print(f"before: {space.level()}", flush=True)
+    tally = Tally()
     if options.sessions:
-        numbers = iter(range(options.sessions))
-
-        async def come_and_go() -> None:
-            for number in numbers:
-                file, question = VISITS[number % len(VISITS)]
-                answer, seconds = await visit(address, "page", file, question)
-                tally.seconds["page"].append(seconds)
-                tally.wrong += [] if answer == right["page", file] else [f"{file.name}: {answer!r}"]
-                if (number + 1) % 100 == 0:
-                    print(f"{number + 1} sessions: {memory(process):.0f} MiB ({before:.0f} before)", flush=True)
-
-        await asyncio.gather(*(come_and_go() for _ in range(options.clients)))
+        kind = "API" if options.api else "page"
+        await come_and_go(space, kind, options.clients, options.sessions, right, tally)
     else:
-        until = time.monotonic() + options.seconds
-        await asyncio.gather(
-            *(keep_visiting(address, ("page", "API")[n % 2], n // 2, right, tally, until) for n in range(options.clients))
-        )
+        await crowd(space, options.clients, options.seconds, right, tally)
     for kind, seconds in tally.seconds.items():
         if seconds:
             tenths = statistics.quantiles(seconds, n=10) if len(seconds) > 1 else seconds * 9
             print(f"{kind}: {len(seconds)} visits, median {statistics.median(seconds):.1f} s, 90 % {tenths[8]:.1f} s")
-    print(f"memory {before:.0f} MiB before, {memory(process):.0f} after; {len(tally.wrong)} wrong {tally.wrong[:3]}")
+    print(f"{space.level()}; {len(tally.wrong)} wrong {tally.wrong[:3]}")
 
 
 def main() -> None:
@@ -180,16 +252,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--sessions", type=int, default=0)
+    parser.add_argument("--api", action="store_true", help="with --sessions: through the API instead of the page")
     options = parser.parse_args()
-    app = Path(__file__).parents[1] / "space" / "app.py"
-    server = subprocess.Popen([sys.executable, "-u", str(app)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        address = next(line.split()[-1] for line in server.stdout if line.startswith("RadFM is at"))
-        asyncio.run(measure(address.rstrip("/"), psutil.Process(server.pid), options))
-    finally:
-        server.terminate()
-        server.wait()
+    with running_space() as space:
+        asyncio.run(measure(space, options))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from radfm.image_processing_radfm import CT_WINDOWS
 from radfm.scan_radfm import Scan, to_radiological_view
 from radfm.space import viewer
 
@@ -30,7 +31,7 @@ class Picture:
 
 def opening_window(scan: Scan) -> tuple[float, float]:
     """The grey values of black and white with which the Space opens a scan, in the scan's units."""
-    windows = viewer.windows(scan)
+    windows = viewer.windows(scan, CT_WINDOWS)
     return (windows[0]["low"], windows[0]["high"]) if windows else (0.0, 255.0)
 
 
@@ -40,7 +41,7 @@ def draw_middle(scan: Scan, pixels: int = PIXELS) -> Picture:
     depth = view.voxels.shape[-1]
     buffer = io.BytesIO()
     viewer.draw_slice(view, depth // 2, opening_window(scan), pixels).save(buffer, "PNG", optimize=True)
-    caption = f"{viewer.plane(view)} slice {depth // 2 + 1} of {depth}" if depth > 1 else "image"
+    caption = f"{view.plane() or 'axial'} slice {depth // 2 + 1} of {depth}" if depth > 1 else "image"
     return Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", caption)
 
 

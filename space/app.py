@@ -166,6 +166,8 @@ def serve(model_id: str = MODEL, port: int | None = None, wait: bool = True) -> 
         app_kwargs={"middleware": [Middleware(http_guard.RequestGuard, work=WORK)]},
         mcp_server=has_mcp,
         ssr_mode=False,
+        # Gradio keeps 75 KiB of settings for each session, by default for 10,000 of them.
+        state_session_capacity=limits.SESSIONS,
         theme=gr.themes.Default(
             primary_hue="teal",
             neutral_hue="slate",

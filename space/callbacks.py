@@ -130,7 +130,8 @@ class Callbacks:
 
     def value(self, session: Session, **more: Any) -> dict[str, Any]:
         """What the viewer is given of the current scan."""
-        return {**markup.viewer_value(session.current, session.scans[session.current - 1]), **more}
+        scan = session.scans[session.current - 1]
+        return {**markup.viewer_value(session.current, scan, scan in session.overlaid), **more}
 
     def select(self, event: gr.EventData, request: gr.Request) -> Outputs:
         """Another scan of the panel → series panel, viewer, downloads."""
@@ -212,12 +213,12 @@ class Callbacks:
             scan = session.scans[session.current - 1]
             if not scan.complete:
                 raise AnswerError("The scan is still being read: ask again in a moment.")
-            file = scan.folder / "overlay.nii.gz"
-            if not file.exists():
+            if not scan.overlay.exists():
                 attention = self.model.attention(scan.folder / "pixel_values.npy")
                 values, affine = overlay.place_on_patches(attention, scan.about["model_view"])
-                overlay.write(values, affine, file)
+                overlay.write(values, affine, scan.overlay)
                 scan.about["brightest"] = float(values.max())
+            session.overlaid.append(scan)
         except AnswerError as error:
             return KEEP, KEEP, markup.notice(str(error), bad=True)
         return self.value(session), self.downloads(session), ""

@@ -116,7 +116,9 @@ def series_panel(scans: Sequence["StoredScan"], current: int) -> str:
     """The scans of the conversation with thumbnails: a button that shows each, one that places it in the question."""
     items = []
     for n, scan in enumerate(scans, 1):
-        title, size = html.escape(scan.title, quote=True), html.escape(scan.about["size"])
+        title = html.escape(scan.title, quote=True)
+        modality = f"{scan.about['modality_name']} · " if scan.about["modality"] else ""
+        size = html.escape(modality + scan.about["size"])
         items.append(
             f"<li class='{'on' if n == current else ''}'>"
             f"<button type='button' data-show='{n}' aria-pressed='{str(n == current).lower()}' title='Show {title}'>"
@@ -128,10 +130,9 @@ def series_panel(scans: Sequence["StoredScan"], current: int) -> str:
     return f"<ul class='series' aria-label='Scans'>{''.join(items)}</ul>" if items else ""
 
 
-def viewer_value(number: int, scan: "StoredScan") -> dict[str, Any]:
-    """What the viewer is given of a scan, as JSON."""
-    about = scan.about
-    coarse, overlay = scan.folder / "coarse.nii", scan.folder / "overlay.nii.gz"
+def viewer_value(number: int, scan: "StoredScan", overlaid: bool) -> dict[str, Any]:
+    """What the viewer is given of a scan, as JSON; with its overlay where the visitor asked for it."""
+    about, coarse = scan.about, scan.folder / "coarse.nii"
     return {
         "number": number,
         "title": scan.title,
@@ -142,13 +143,13 @@ def viewer_value(number: int, scan: "StoredScan") -> dict[str, Any]:
         "plane": about["plane"],
         "placed": about["affine"] is not None,
         "letters": about["letters"],
-        "unit": " HU" if about["modality"] == "CT" else "",
+        "unit": about["unit"],
         "windows": about["windows"],
         "facts": [["File", scan.name], *about["facts"]],
         "series": about.get("series_choices", []),
         "volumes": about.get("volume_choices", []),
         "chosen": about.get("chosen", {}),
-        "overlay": address(overlay) if overlay.exists() else None,
+        "overlay": address(scan.overlay) if overlaid else None,
         "brightest": about.get("brightest"),
         "pictures": None,
     }

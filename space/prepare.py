@@ -10,24 +10,27 @@ pixel_values.npy      what the model takes
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-import facts
 import viewer
+from model_code import ModelCode
 
 
-def prepare(scan: Any, folder: Path, to_view: Any, image_processor: Any) -> Iterator[dict[str, Any]]:
+def prepare(scan: Any, folder: Path, code: ModelCode) -> Iterator[dict[str, Any]]:
     """Write the folder of a scan; yields what is known of it as soon as it can be seen, and again when all is written."""
     folder.mkdir(parents=True)
-    in_view = to_view(scan)
-    windows = viewer.windows(scan)
+    in_view = code.scans.to_radiological_view(scan)
+    windows = viewer.windows(scan, code.image_processing.CT_WINDOWS)
     first = (windows[0]["low"], windows[0]["high"]) if windows else (0.0, 255.0)
     viewer.draw_thumbnail(in_view, first, folder / "thumbnail.png")
     small = scan.voxels[0].size <= viewer.COARSE_VOXELS
     if not small:
         viewer.write_nifti(scan, folder / "coarse.nii", viewer.COARSE_VOXELS)
+    facts = scan.describe()
+    named = dict(facts)
     about = {
         "shape": list(scan.voxels.shape),
         "affine": None if scan.affine is None else np.asarray(scan.affine, dtype=float).tolist(),
@@ -35,20 +38,41 @@ def prepare(scan: Any, folder: Path, to_view: Any, image_processor: Any) -> Iter
         "modality": scan.modality,
         "series": scan.series,
         "warnings": list(scan.warnings),
-        "facts": facts.facts(scan),
-        "size": facts.size_label(scan),
+        "facts": facts,
+        "modality_name": named["Modality"],
+        "size": named["Size"],
+        "unit": code.scans.UNITS.get(scan.modality or "", ""),
         "windows": windows,
-        "plane": viewer.plane(in_view),
-        "letters": viewer.letters(in_view),
-        "model_view": model_view(scan, image_processor),
+        "plane": in_view.plane() or "axial",
+        "letters": edge_letters(scan, code.scans),
+        "model_view": model_view(scan, code.image_processor),
     }
     if not small:
         yield about
     compact = replace(scan, voxels=viewer.compact(scan.voxels))
     viewer.write_nifti(compact, folder / "scan.nii.gz", viewer.FULL_VOXELS)
     np.save(folder / "voxels.npy", compact.voxels)
-    np.save(folder / "pixel_values.npy", image_processor([scan])["pixel_values"][0].numpy())
+    np.save(folder / "pixel_values.npy", code.image_processor([scan])["pixel_values"][0].numpy())
     yield about
+
+
+def edge_letters(scan: Any, scans: ModuleType) -> dict[str, dict[str, str]]:
+    """For each plane the letters at the edges of its slices in radiological view; empty where the scan has no affine.
+
+    Args:
+        scan: a scan, its axes in any order.
+        scans: the module `scan_radfm` of the model's repository.
+
+    Returns:
+        {"axial": {"top", "bottom", "left", "right"}, "coronal": …, "sagittal": …}
+    """
+    if scan.affine is None:
+        return {}
+    views = []
+    for directions in scans.RADIOLOGICAL_VIEW.values():
+        voxels, affine, _ = scans.reorient(scan.voxels, scan.affine, directions)
+        views.append(scans.Scan(voxels, affine))
+    return {view.plane(): view.edge_letters() for view in views}
 
 
 def model_view(scan: Any, image_processor: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ imported the readers and torch once, so that a child starts in milliseconds.
 
 Jobs come on standard input and events go to standard output, one JSON object a line:
 
-    {"setup": {"folder", "reader", "views", "image_processor", "settings"}}      once: where the model's code is
+    {"setup": {…}}      once: the fields of a `ReaderModule`, which say where the model's code is
     {"read": {"files", "folder", "series", "volume"}}    → {"scan": {…}, "complete": bool}, {"refused": sentence}, …
     {"draw": {"scan", "low", "high", "folder"}}          → {"pictures": [file, …]}
     each job ends with {"end": exit status as `os.waitstatus_to_exitcode` gives it}
@@ -18,8 +18,6 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +26,12 @@ import numpy as np
 import limits
 import prepare
 import viewer
+from model_code import ModelCode, load_model_code
 
 # What is one scan each; all other files of a drop are taken for slices of DICOM series.
 SCAN_SUFFIXES = (".zip", ".nii", ".nii.gz", ".mgh", ".mgz", ".mnc", ".img", ".img.gz", ".npy", ".npz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 HEADER_SUFFIXES = (".hdr",)
-
-
-@dataclass
-class ModelCode:
-    """What the model's repository brings to read and prepare scans."""
-
-    reader: Any
-    to_radiological_view: Any
-    image_processor: Any
-
-
-def load_model_code(setup: dict[str, Any]) -> ModelCode:
-    """Import the modules that transformers has copied into its cache."""
-    sys.path.insert(0, setup["folder"])
-    image_processor = getattr(import_module(setup["image_processor"]), setup["image_processor_class"])
-    return ModelCode(
-        import_module(setup["reader"]),
-        import_module(setup["views"]).to_radiological_view,
-        image_processor.from_dict(setup["settings"]),
-    )
 
 
 def serve(events: Any) -> None:
@@ -105,7 +84,7 @@ def _read(job: dict[str, Any], code: ModelCode) -> Iterator[dict[str, Any]]:
             options = {key: job[key] for key in ("series", "volume") if job.get(key) is not None}
             source = str(files[0]) if len(files) == 1 else [str(file) for file in files]
             scan = code.reader.load_scan(source, max_bytes=limits.READ_UNPACKED, **options)
-            for about in prepare.prepare(scan, folder, code.to_radiological_view, code.image_processor):
+            for about in prepare.prepare(scan, folder, code):
                 yield {"scan": {"name": name, "folder": str(folder), "about": about}, "complete": False}
             choices = {
                 "series_choices": _series_choices(code.reader, files),
@@ -183,8 +162,8 @@ def _draw(job: dict[str, Any], code: ModelCode) -> Iterator[dict[str, Any]]:
     about = job["scan"]["about"]
     voxels = np.load(Path(job["scan"]["folder"]) / "voxels.npy", mmap_mode="r")
     affine = None if about["affine"] is None else np.array(about["affine"])
-    scan = code.reader.Scan(voxels, affine, None if about["spacing"] is None else tuple(about["spacing"]))
-    pictures = viewer.draw_slices(code.to_radiological_view(scan), (job["low"], job["high"]), Path(job["folder"]))
+    scan = code.scans.Scan(voxels, affine, None if about["spacing"] is None else tuple(about["spacing"]))
+    pictures = viewer.draw_slices(code.scans.to_radiological_view(scan), (job["low"], job["high"]), Path(job["folder"]))
     yield {"pictures": [str(file) for file in pictures]}
 
 

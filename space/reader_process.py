@@ -23,7 +23,7 @@ class ReaderModule:
 
     folder: str
     reader: str
-    views: str
+    scans: str
     image_processor: str
     image_processor_class: str
     settings: dict[str, Any]

@@ -1,6 +1,6 @@
 """What the Space takes from the model's repository through transformers: code for scans, the processor, scores and tasks.
 
-This is the one place that knows names in that repository.
+Names in that repository are known here and, for the reader's child process, in `model_code.py`.
 """
 
 import json
@@ -63,7 +63,7 @@ class Repository:
         return ReaderModule(
             folder=str(HF_MODULES_CACHE),
             reader=self._module("load_scan_radfm.load_scan"),
-            views=self._module("scan_radfm.to_radiological_view"),
+            scans=self._module("scan_radfm.to_radiological_view"),
             image_processor=type(image_processor).__module__,
             image_processor_class=type(image_processor).__name__,
             settings=json.loads(image_processor.to_json_string()),

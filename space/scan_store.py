@@ -40,6 +40,11 @@ class StoredScan:
     image_tokens: "torch.Tensor | None" = None
 
     @property
+    def overlay(self) -> Path:
+        """The file of the overlay, which is there once somebody has asked for it."""
+        return self.folder / "overlay.nii.gz"
+
+    @property
     def title(self) -> str:
         """The number and description of its series, or the file's name where there is no description."""
         series = self.about["series"] or ""

@@ -60,8 +60,9 @@ class Turn:
 class Session:
     """A visitor's scans and conversation.
 
-    Scans are numbered from 1: `[1]` in a question is the place of scan 1. `current` is the one that is looked at. While
-    `reading` files, a question is kept in `waiting` and asked afterwards.
+    Scans are numbered from 1: `[1]` in a question is the place of scan 1. `current` is the one that is looked at, and
+    `overlaid` are those whose overlay the visitor asked for. While `reading` files, a question is kept in `waiting` and
+    asked afterwards.
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class Session:
     scans: list[StoredScan] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    overlaid: list[StoredScan] = field(default_factory=list)
     current: int = 0
     reading: int = 0
     waiting: str = ""
@@ -210,8 +212,8 @@ class Session:
             files = [("conversation (Markdown)", markdown), ("conversation (JSON)", as_json)]
         if not self.scans:
             return files
-        overlay = self.scans[self.current - 1].folder / "overlay.nii.gz"
-        return [*files, ("overlay (NIfTI)", overlay)] if overlay.exists() else files
+        scan = self.scans[self.current - 1]
+        return [*files, ("overlay (NIfTI)", scan.overlay)] if scan in self.overlaid else files
 
     def _write_conversation(self, model_id: str) -> tuple[Path, Path]:
         lines = [

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from modalities import MODALITIES
 from scan_store import StoredScan
 
 # The five tasks of the paper, each with the question that its button asks.
@@ -106,7 +105,8 @@ class Tasks:
             modality = scan.about["modality"]
             allowed = self.topics[topic].get("modalities") or self._modalities
             if modality and allowed and modality not in allowed:
-                return f"{scan.title} is {_name(modality)}. This model was not trained on such scans for that question."
+                name = scan.about["modality_name"]
+                return f"{scan.title} is {name}. This model was not trained on such scans for that question."
             if topic == "finding" and (reason := self._no_finding(scan)):
                 return reason
         return ""
@@ -149,7 +149,7 @@ class Tasks:
         modality = scan.about["modality"]
         fitting = [f for f in self.findings if modality is None or modality in f["modalities"]]
         if not fitting:
-            return f"{knows} This is {_name(modality)}."
+            return f"{knows} This is {scan.about['modality_name']}."
         series = scan.about["series"] or ""
         given = CONTRAST.search(series) and not NO_CONTRAST.search(series)
         if modality is not None and all(f["contrast"] for f in fitting) and not given:
@@ -181,10 +181,6 @@ class Tasks:
         return [row for row in self.scores if row["label"] == label]
 
 
-def _name(modality: str) -> str:
-    return MODALITIES.get(modality, modality)
-
-
 def _note(labels: int, rows: Sequence[dict[str, Any]]) -> str:
     cases, right = (sum(row[key] for row in rows) for key in ("count", "model"))
     return f"One of {labels} labels; right in {right / cases:.0%} of {cases:,} held-out cases."
@@ -195,4 +191,4 @@ def _contradiction(answer: str, scan: StoredScan) -> str:
     modality, said = scan.about["modality"], MODALITY_CODES.get(answer.strip(". "))
     if modality is None or said is None or modality in said:
         return ""
-    return f"The header of the file says {_name(modality)}: this answer is wrong."
+    return f"The header of the file says {scan.about['modality_name']}: this answer is wrong."

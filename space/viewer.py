@@ -1,10 +1,10 @@
-"""Scans as the browser shows them: NIfTI for NiiVue, PNG slices without WebGL2, thumbnails, windows and letters.
+"""Scans as the browser shows them: NIfTI for NiiVue, PNG slices without WebGL2, thumbnails and windows.
 
 In the Space everything here runs in the child process that reads scans (`reader_child.py`). The benchmark's pages draw their
 slices with it too (`radbench/`), so this module imports nothing else of the Space.
 """
 
-from itertools import permutations
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,6 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-# Low and high end in HU of the windows that CT is read with, as in the image processor, with the field's names for them.
-CT_WINDOWS = {
-    "Soft tissue": (-160, 240),
-    "Lung": (-1350, 150),
-    "Bone": (-500, 1300),
-    "Brain": (0, 80),
-    "Liver": (-45, 105),
-    "Mediastinum": (-125, 225),
-}
-PLANES = ("sagittal", "coronal", "axial")
-LETTERS = ("LR", "PA", "IS")
-# An axis gets a second letter where it runs along another patient axis by more than 20°.
-OBLIQUE_SINE = 0.342
 # A volume with more voxels than this is thinned out in plane for the browser: 512 × 512 × 380 is sent whole.
 FULL_VOXELS = 100_000_000
 # What is sent first: a second on a slow line.
@@ -78,10 +65,11 @@ def compact(voxels: np.ndarray) -> np.ndarray:
     return np.asarray(voxels, dtype=np.int16 if whole else np.float32)
 
 
-def windows(scan: Any) -> list[dict[str, Any]]:
+def windows(scan: Any, ct_windows: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
     """Grey windows to choose from as {"name", "low", "high"}; the first is the one to open with.
 
-    CT opens with the window in the file, or soft tissue. MR and PET open with the percentiles 0.5 and 99.5: their files
+    `ct_windows` are those of the image processor, name → low and high end in HU. CT opens with the window in the file, or
+    with the first of them. MR and PET open with the percentiles 0.5 and 99.5: their files
     often have one window a slice, which fits no other slice. Others open with the window in the file. A window that shows
     the middle slice all white or all black is never the first. Colour has no window.
     """
@@ -94,7 +82,7 @@ def windows(scan: Any) -> list[dict[str, Any]]:
     low, high = np.percentile(scan.voxels[:, ::step, ::step, ::step], (0.5, 99.5))
     automatic = [("Automatic", float(low), float(high))] if high > low else []
     if scan.modality == "CT":
-        named = in_file + [(name, *window) for name, window in CT_WINDOWS.items()]
+        named = in_file + [(name.capitalize(), *window) for name, window in ct_windows.items()]
     elif scan.modality in ("MR", "PT"):
         named = automatic + in_file
     else:
@@ -108,39 +96,6 @@ def windows(scan: Any) -> list[dict[str, Any]]:
 
 def _is_visible(image: np.ndarray, low: float, high: float) -> bool:
     return max(float((image >= high).mean()), float((image <= low).mean())) < CLIPPED_SHARE
-
-
-def plane(scan: Any) -> str:
-    """The plane in which the slices of a scan in radiological view lie; "axial" where it has no affine."""
-    if scan.affine is None:
-        return "axial"
-    return PLANES[int(np.abs(np.asarray(scan.affine)[:3, 2]).argmax())]
-
-
-def letters(scan: Any) -> dict[str, dict[str, str]]:
-    """For each plane the letters at the edges of its slices: {"axial": {"top", "bottom", "left", "right"}, …}.
-
-    The patient's right is on the left of axial and coronal slices, the front on the left of sagittal ones. Two letters where
-    an axis is oblique by more than 20°. Empty where the scan has no affine.
-    """
-    if scan.affine is None:
-        return {}
-    columns = np.asarray(scan.affine, dtype=float)[:3, :3]
-    cosines = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-9)
-    axes = max(permutations(range(3)), key=lambda order: sum(abs(cosines[axis, i]) for i, axis in enumerate(order)))
-    # The voxel axis closest to each patient axis, turned to point along it.
-    right, front, head = (cosines[:, axes.index(a)] * np.sign(cosines[a, axes.index(a)]) for a in range(3))
-    edges = {"axial": (front, right), "coronal": (head, right), "sagittal": (head, front)}
-    return {
-        name: {"top": _letter(up), "bottom": _letter(-up), "left": _letter(left), "right": _letter(-left)}
-        for name, (up, left) in edges.items()
-    }
-
-
-def _letter(direction: np.ndarray) -> str:
-    strongest = np.argsort(-np.abs(direction))
-    named = [axis for i, axis in enumerate(strongest) if i == 0 or abs(direction[axis]) > OBLIQUE_SINE]
-    return "".join(LETTERS[axis][int(direction[axis] > 0)] for axis in named)
 
 
 def _grey(slice_: np.ndarray, low: float, high: float) -> Image.Image:

@@ -58,8 +58,8 @@ class SliceReader:
         for index in range(count):
             view = to_radiological_view(self._reader.read(record, index))
             depth = view.voxels.shape[-1]
-            window, plane = opening_window(view), viewer.plane(view)
-            edges = tuple(viewer.letters(view).get(plane, {}).items())
+            window, plane = opening_window(view), view.plane() or "axial"
+            edges = tuple(view.edge_letters().items())
             for place in np.unique(np.linspace(0, depth - 1, min(depth, viewer.SLICES)).round().astype(int)):
                 buffer = io.BytesIO()
                 viewer.draw_slice(view, int(place), window, PIXELS).save(buffer, "PNG")

@@ -195,7 +195,10 @@
 
     async loadOverlay(scan, before) {
       this.overlayRow.hidden = !scan.overlay;
-      if (!scan.overlay) return;
+      if (!scan.overlay) {
+        delete this.root.dataset.overlay;
+        return;
+      }
       this.caption.textContent =
         "The Perceiver's attention, one value a patch, where it is above the mean patch; brightest is " +
         `${scan.brightest.toFixed(1)} times the mean. It explains no answer.`;

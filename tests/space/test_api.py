@@ -15,6 +15,7 @@ import pytest
 from helpers import ROOT
 
 import app
+import limits
 from remote_code import AnswerError, Repository
 
 pytestmark = pytest.mark.slow  # serves the Space
@@ -49,6 +50,20 @@ def test_refusals_are_sentences(ask, dicom_files, tmp_path):
     ]:
         with pytest.raises(AppError, match=sentence):
             ask(files, question)
+
+
+def test_gradio_keeps_the_state_of_no_more_sessions_than_there_may_be_visitors(repository, monkeypatch):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    monkeypatch.setattr(limits, "SESSIONS", 2)
+    blocks, address = app.serve(wait=False)
+    for _ in range(4):
+        with pytest.raises(AppError, match="Drop a scan first"):
+            Client(address, verbose=False).predict([], "What is this?", api_name="/ask")
+    kept = len(blocks.app.state_holder.session_data)
+    blocks.close()
+    assert kept == 2
 
 
 def test_a_zip_that_unpacks_to_too_much_is_refused(ask, tmp_path):

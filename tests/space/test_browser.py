@@ -121,6 +121,26 @@ def test_axe_finds_nothing_serious(screen, visit):
     visitor.keep(f"{screen}-help")
 
 
+def test_on_a_phone_the_picture_stays_above_the_answer(visit):
+    visitor = visit("narrow-dark")
+    visitor.ask("Which body part is shown?")
+    visitor.page.evaluate("document.querySelector('#question').scrollIntoView({block: 'end'})")
+    left, chat = (visitor.page.locator(part).bounding_box() for part in ("#left", "#chat"))
+    assert visitor.page.evaluate("scrollY") > 0 and left["y"] == 0 and chat["y"] >= left["height"]
+    in_front = "(y) => document.querySelector('#left').contains(document.elementFromPoint(innerWidth / 2, y))"
+    assert all(visitor.page.evaluate(in_front, y) for y in range(5, int(left["height"]), 20))
+    visitor.keep("narrow-dark-answer")
+
+
+def test_what_one_visitor_asked_for_is_not_shown_to_another(visit):
+    first = visit()
+    first.page.click("#where")
+    first.page.wait_for_selector('[data-part=viewer][data-overlay="1"]')
+    other = visit()
+    assert other.page.evaluate(f"{VIEWER}.scan.overlay") is None
+    assert other.page.get_by_role("link", name="overlay (NIfTI)").count() == 0
+
+
 def test_keys_and_mouse(visit, series_zips):
     visitor = visit()
     page = visitor.page

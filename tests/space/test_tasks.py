@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import ROOT
 
@@ -11,6 +12,7 @@ import markup
 from radfm.medmd.prompts import CLOSED, OPEN, article
 from radfm.medmd.questions import VALUES
 from radfm.medmd.sources.demo import FINDINGS, QUESTIONS, UNKNOWN, YES_OR_NO
+from radfm.scan_radfm import Scan
 from scan_store import StoredScan
 from tasks import Tasks
 
@@ -24,7 +26,10 @@ def demo() -> Tasks:
 
 
 def scan(modality: str | None = None, slices: int = 1, series: str | None = None) -> StoredScan:
-    return StoredScan("x", Path("x"), {"modality": modality, "series": series, "shape": [1, 64, 64, slices]}, complete=True)
+    voxels = np.zeros((1, 64, 64, slices), np.float32)
+    name = dict(Scan(voxels, modality=modality).describe())["Modality"]
+    about = {"modality": modality, "modality_name": name, "series": series, "shape": list(voxels.shape)}
+    return StoredScan("x", Path("x"), about, complete=True)
 
 
 def test_the_list_of_tasks_is_what_the_demo_was_trained_on():

@@ -10,18 +10,20 @@ import pytest
 from space_helpers import flipped, oblique_volume
 
 import viewer
+from prepare import edge_letters
+from radfm import scan_radfm
+from radfm.image_processing_radfm import CT_WINDOWS
 from radfm.load_scan_radfm import load_scan
-from radfm.scan_radfm import Scan, to_radiological_view
+from radfm.scan_radfm import Scan
 
 
 def test_a_flipped_copy_shows_the_same_anatomy_at_the_same_letters(tmp_path):
     shown = []
     for number, scan in enumerate((oblique_volume(), flipped(oblique_volume()))):
         viewer.write_nifti(scan, tmp_path / f"{number}.nii.gz", viewer.FULL_VOXELS)
-        view = to_radiological_view(scan)
-        shown.append((nibabel.load(tmp_path / f"{number}.nii.gz"), viewer.letters(view), viewer.plane(view)))
-    (image, *words), (other, *other_words) = shown
-    assert words == other_words
+        shown.append((nibabel.load(tmp_path / f"{number}.nii.gz"), edge_letters(scan, scan_radfm)))
+    (image, letters), (other, other_letters) = shown
+    assert letters == other_letters
     canonical, other_canonical = nibabel.as_closest_canonical(image), nibabel.as_closest_canonical(other)
     assert np.allclose(canonical.affine, other_canonical.affine, atol=1e-4)
     assert np.array_equal(canonical.get_fdata(), other_canonical.get_fdata())
@@ -29,18 +31,18 @@ def test_a_flipped_copy_shows_the_same_anatomy_at_the_same_letters(tmp_path):
 
 def test_letters_of_an_upright_and_of_an_oblique_scan():
     upright = Scan(np.zeros((1, 4, 5, 6), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]), (2.0, 2.0, 2.0))
-    letters = viewer.letters(to_radiological_view(upright))
+    letters = edge_letters(upright, scan_radfm)
     assert letters["axial"] == {"top": "A", "bottom": "P", "left": "R", "right": "L"}
     assert letters["coronal"] == {"top": "S", "bottom": "I", "left": "R", "right": "L"}
     assert letters["sagittal"] == {"top": "S", "bottom": "I", "left": "A", "right": "P"}
     turn = np.eye(4)
     turn[:3, :3] = nibabel.eulerangles.euler2mat(np.radians(30), 0, 0) * 2
-    letters = viewer.letters(to_radiological_view(replace(upright, affine=turn)))
+    letters = edge_letters(replace(upright, affine=turn), scan_radfm)
     assert {letters["axial"][edge] for edge in ("top", "bottom")} == {"AL", "PR"}
 
 
 def test_a_scan_without_an_affine_has_no_letters():
-    assert viewer.letters(Scan(np.zeros((1, 4, 5, 1), np.float32), spacing=(1.0, 1.0, 1.0))) == {}
+    assert edge_letters(Scan(np.zeros((1, 4, 5, 1), np.float32), spacing=(1.0, 1.0, 1.0)), scan_radfm) == {}
 
 
 def test_an_image_lies_as_it_is_drawn(tmp_path):
@@ -72,7 +74,7 @@ def test_grey_values_stay_what_they_are():
 
 def test_ct_opens_with_the_window_of_its_file(dicom_files):
     scan = load_scan(dicom_files / "693_J2KI.dcm")
-    first = viewer.windows(scan)[0]
+    first = viewer.windows(scan, CT_WINDOWS)[0]
     assert (first["low"], first["high"]) == scan.windows[0]
 
 
@@ -80,14 +82,15 @@ def test_ct_opens_with_the_window_of_its_file(dicom_files):
 def test_no_scan_opens_white(modality):
     """The window of the first slice of an MR series, say, which fits no other."""
     voxels = np.random.default_rng(0).uniform(500, 4000, (1, 16, 16, 9)).astype(np.float32)
-    first = viewer.windows(Scan(voxels, modality=modality, windows=[(0.0, 20.0)]))[0]
+    first = viewer.windows(Scan(voxels, modality=modality, windows=[(0.0, 20.0)]), CT_WINDOWS)[0]
     shown = (voxels[..., 4] - first["low"]) / (first["high"] - first["low"])
     assert (shown >= 1).mean() < viewer.CLIPPED_SHARE and (shown <= 0).mean() < viewer.CLIPPED_SHARE
 
 
 def test_mr_opens_with_percentiles_and_offers_the_window_of_the_file():
     voxels = np.random.default_rng(0).uniform(0, 4000, (1, 16, 16, 9)).astype(np.float32)
-    names = [window["name"] for window in viewer.windows(Scan(voxels, modality="MR", windows=[(0.0, 2000.0)]))]
+    scan = Scan(voxels, modality="MR", windows=[(0.0, 2000.0)])
+    names = [window["name"] for window in viewer.windows(scan, CT_WINDOWS)]
     assert names == ["Automatic", "From file", "Full range"]
 
 
