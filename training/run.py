@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import hf_hub_download
-from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME
 
@@ -164,6 +164,7 @@ def _train(recipe: Recipe, args: TrainingArguments, out: Path) -> None:
     if args.eval_strategy != "no":
         evaluation = ExampleDataset(load_rows(recipe.data, "validation"), processor, recipe.loss, None, args.seed)
 
+    set_seed(args.seed)  # Trainer's comes too late for new adapters, and ranks must begin with the same
     base = load_model(recipe)
     if recipe.patch_cache:
         assert isinstance(train_dataset, ExampleDataset)
