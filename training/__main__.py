@@ -18,10 +18,10 @@ def main(arguments: list[str]) -> int:
         if recipe.stages is not None:
             raise RecipeError(f"{arguments[0]}: trains in one process; use radfm train {arguments[0]}.")
         from .faults import TrainingError
-        from .run import train
+        from .start import start_training
 
         try:
-            train(recipe)
+            start_training(recipe)
         except TrainingError as error:
             print(error, file=sys.stderr)
             return 2

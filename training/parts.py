@@ -65,6 +65,7 @@ def set_trainable_parts(model: PreTrainedModel, recipe: Recipe) -> PreTrainedMod
         # Saved beside the adapters; `recipe._check_parts` admits no other parts.
         modules_to_save=[part for part in ("projector", "perceiver") if getattr(recipe.parts, part) == "full"] or None,
         task_type="CAUSAL_LM",
+        revision=recipe.revision,
     )
     return get_peft_model(model, config)
 

@@ -122,7 +122,7 @@ class Recipe(Block):
     data: str = Field("", description="a data set built by `radfm data build`, its Hub id, or a CSV or JSONL")
     streaming: bool = Field(False, description="read the shards as they are needed; needs training.max_steps")
     patch_cache: str = Field("", description="folder that keeps the patches of a frozen vision tower")
-    hub_id: str | None = Field(None, description="owner/name to push the result to")
+    hub_id: str | None = Field(None, description="owner/name to push the result to; private with training.hub_private_repo")
     parts: Parts = Parts()
     lora: Lora = Lora()
     bits: Literal[4, 8] | None = Field(None, description="quantise the frozen decoder (QLoRA)")

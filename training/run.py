@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from huggingface_hub import hf_hub_download
+from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import CONFIG_NAME
 
 from radfm.configuration_radfm import RadFMConfig
 from radfm.modeling_radfm import RadFMForConditionalGeneration
@@ -63,6 +65,14 @@ def load_base(recipe: Recipe) -> tuple[RadFMConfig, RadFMProcessor]:
         return config, RadFMProcessor.from_pretrained(recipe.model, revision=revision)
     except OSError as error:
         raise RecipeError(f"model={recipe.model}: cannot be loaded ({str(error).splitlines()[0]})") from error
+
+
+def pin_revision(recipe: Recipe) -> Recipe:
+    """The recipe with the commit that its revision names now, for the adapters and the card; without one for a folder."""
+    if Path(recipe.model).is_dir():
+        return recipe.model_copy(update={"revision": None})
+    file = hf_hub_download(recipe.model, CONFIG_NAME, revision=recipe.revision)
+    return recipe.model_copy(update={"revision": Path(file).parent.name})  # …/snapshots/COMMIT/config.json
 
 
 def make_arguments(recipe: Recipe) -> TrainingArguments:
@@ -137,6 +147,7 @@ def _train(recipe: Recipe, args: TrainingArguments, out: Path) -> None:
     with args.main_process_first(desc="writing the recipe"):
         keep_recipe(recipe, out, write=args.process_index == 0)
     config, processor = load_base(recipe)
+    recipe = pin_revision(recipe)
     collator = Collator(processor, config)
     checkpoint = find_checkpoint(out)
     train_dataset: StreamedBatches | ExampleDataset
@@ -153,6 +164,7 @@ def _train(recipe: Recipe, args: TrainingArguments, out: Path) -> None:
     if args.eval_strategy != "no":
         evaluation = ExampleDataset(load_rows(recipe.data, "validation"), processor, recipe.loss, None, args.seed)
 
+    set_seed(args.seed)  # Trainer's comes too late for new adapters, and ranks must begin with the same
     base = load_model(recipe)
     if recipe.patch_cache:
         assert isinstance(train_dataset, ExampleDataset)

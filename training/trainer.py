@@ -31,6 +31,7 @@ class RadFMTrainer(Trainer):
         training_step: stops before an update from a loss that is not finite, or when memory is short, and names the records.
         save_model, _save: under FSDP2 the result is whole, and has the code of the model's class.
         _save_checkpoint: keeps the place in a stream.
+        _save_rng_state: rank 0 ends a checkpoint, with Trainer's state, when all ranks have written theirs.
         log: adds scans and tokens per second, and the share of time spent waiting for data.
     """
 
@@ -141,6 +142,11 @@ class RadFMTrainer(Trainer):
             file = folder / stream_file(self.args.process_index)
             save_places(file, self.train_dataset.places, self.train_dataset.micro_batches)
         super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Without it, a checkpoint that looks whole may lack the random state of a rank that was lost meanwhile.
+        self.accelerator.wait_for_everyone()
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         inputs.pop("record_ids", None)

@@ -1,9 +1,11 @@
 """What `torchrun` starts in the tests of several ranks: trainings one after the other, in one group of processes.
 
-torchrun --nproc-per-node 2 rank_worker.py [--fsdp2] trainings.json    # a list of argument lists of `-m radfm.training`
+torchrun --nproc-per-node 2 rank_worker.py [--fsdp2 | --lose-rank-1] trainings.json    # arguments of `-m radfm.training`
 """
 
 import json
+import os
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from accelerate import DistributedType, PartialState
 from torch.distributed import destroy_process_group
 from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer
 
 from radfm.training.__main__ import main
 from radfm.training.trainer import RadFMTrainer
@@ -29,9 +32,17 @@ def configure_fsdp2() -> None:
     RadFMTrainer.training_step = checked_step
 
 
+def lose_rank_1() -> None:
+    """Kill rank 1 where it would write its random state, the last that it writes of a checkpoint."""
+    if os.environ["RANK"] == "1":
+        Trainer._save_rng_state = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "--fsdp2":
         configure_fsdp2()
+    elif sys.argv[1] == "--lose-rank-1":
+        lose_rank_1()
     for arguments in json.loads(Path(sys.argv[-1]).read_text()):
         if status := main(arguments):
             sys.exit(status)

@@ -1,6 +1,7 @@
 """A training that cannot go on ends in a sentence with the records and the remedy, and the same command goes on after it."""
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT
-from training_ranks import arguments_of, torchrun
+from training_ranks import WORKER, arguments_of, start, torchrun
 from training_recipes import recipe_for
 
 from radfm.medmd.schema import Stored
@@ -91,6 +92,13 @@ def test_a_full_disk_is_named_and_the_half_written_checkpoint_is_not_resumed(bas
     assert list(out.glob("checkpoint-*")) and find_checkpoint(out) is None
     assert run(resource.RLIM_INFINITY).returncode == 0
     assert (out / "adapter_model.safetensors").exists()
+
+
+def test_a_checkpoint_that_a_lost_rank_did_not_finish_is_not_resumed(base, data, tmp_path):
+    recipe = recipe_for(base, data, tmp_path / "out", "training.max_steps=1", *SAVE)
+    (tmp_path / "trainings.json").write_text(json.dumps([arguments_of(recipe, tmp_path / "recipe.yaml")]))
+    assert start(WORKER, "--lose-rank-1", tmp_path / "trainings.json").returncode != 0
+    assert list((tmp_path / "out").glob("checkpoint-1/rng_state_0.pth")) and find_checkpoint(tmp_path / "out") is None
 
 
 @pytest.mark.long  # three trainings on two ranks

@@ -104,6 +104,15 @@ def test_a_resumed_training_ends_with_the_same_weights(base, data, tmp_path):
     assert set(adapters.values()) == {(whole / "adapter_model.safetensors").read_bytes()}
 
 
+def test_adapters_begin_with_numbers_of_the_seed(base, data, tmp_path):
+    adapters = []
+    for number in range(2):
+        torch.manual_seed(number)  # what was drawn before does not count
+        out = train(recipe_for(base, data, tmp_path / str(number), "training.max_steps=1"))
+        adapters.append((out / "adapter_model.safetensors").read_bytes())
+    assert adapters[0] == adapters[1]
+
+
 def test_lora_trains_adapters_and_the_projector_alone(base, data, tmp_path):
     recipe = recipe_for(base, data, tmp_path)
     model = set_trainable_parts(RadFMForConditionalGeneration.from_pretrained(base), recipe)

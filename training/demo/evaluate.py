@@ -1,5 +1,7 @@
 """Scores of the demo checkpoint on the validation rows, with baselines, and findings that it names where none is known.
 
+    python -m radfm.training.demo.evaluate radfm-lora demo-data    # a model or adapters, on a data set of the source `demo`
+
 Every number is per pack, with a 95 % Wilson interval: greedy answers of the model, its answers about a black image, and
 the most frequent answer of the training rows.
 """
@@ -10,9 +12,12 @@ import random
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from rich.progress import track
+from transformers import AutoModelForImageTextToText
 
 from radfm.medmd.prompts import CLOSED, article
 from radfm.medmd.questions import CLASHES, VALUES
@@ -20,7 +25,8 @@ from radfm.medmd.sources.demo import FINDINGS, UNKNOWN, YES_OR_NO
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
 
-from .scans import ACQUISITION, DemoScan
+from .checkpoint import image_processor
+from .scans import ACQUISITION, DemoScan, read_scans
 
 QUESTIONS = {
     "modality": "Which imaging modality is this?",
@@ -196,3 +202,27 @@ def save(scores: list[Score], file: Path) -> None:
     """Write the counts as JSON, and the table as Markdown under the same name."""
     file.write_text(json.dumps([asdict(score) for score in scores], indent=1) + "\n")
     file.with_suffix(".md").write_text(table(scores) + "\n")
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="Folder of a model with the demo checkpoint's image sizes, or of adapters.")],
+    data: Annotated[Path, typer.Argument(help="A data set of the source `demo`.")],
+    scans: Annotated[Path, typer.Option(help="Folder that keeps decoded scans.")] = Path("demo-scans"),
+    out: Annotated[Path | None, typer.Option(help="JSON file for the counts; the table goes beside it.")] = None,
+) -> None:
+    """Score a model on the validation rows, and print a table.
+
+    Examples:
+
+      python -m radfm.training.demo.evaluate radfm-lora demo-data --scans radfm-demo/scans
+    """
+    answering = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=True)
+    splits = [read_scans(str(data), split, image_processor(), scans) for split in ("train", "validation")]
+    scores = evaluate(answering, RadFMProcessor.from_pretrained(model), *splits)
+    if out is not None:
+        save(scores, out)
+    print(table(scores))
+
+
+if __name__ == "__main__":
+    typer.run(main)
