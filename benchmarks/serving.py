@@ -81,7 +81,7 @@ class Server:
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT.parent)
         assert self._process.stderr is not None
         started = next(line for line in self._process.stderr if "is served at" in line)
-        found = re.search(r"(\S+) is served at (\S+)/v1", started)
+        found = re.search(r"^(.+) is served at (\S+)/v1", started)
         assert found is not None
         self._model, url = found.groups()
         # A pipe that nobody reads fills up, and the server waits.
