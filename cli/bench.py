@@ -41,7 +41,7 @@ def draw_items(
 
       radfm bench draw --data radmd/ --out yes-no.jsonl --form yes_no
 
-      radfm bench draw --data radmd/ --split validation --per-task 150 --out small.jsonl
+      radfm bench draw --data radmd/ --split validation --per-task 100 --out small.jsonl
     """
     from radfm.medmd.schema import DataError
     from radfm.radbench.draw import draw

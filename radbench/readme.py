@@ -1,6 +1,6 @@
 """The table of RadBench scores in README.md, and the small file that it is made from.
 
-radfm bench draw --data radmd/ --split validation --per-task 150 --out items.jsonl
+radfm bench draw --data radmd/ --split validation --per-task 100 --out items.jsonl
 radfm bench run --data radmd/ --split validation --items items.jsonl --out results/demo
 python -m radfm.radbench.readme results/demo
 """
