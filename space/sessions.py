@@ -98,8 +98,9 @@ class Session:
 
         def replace(scans: list[StoredScan]) -> None:
             if scans:
-                kept = {key: before.about[key] for key in ("series_choices", "volume_choices")}
-                scans[0].about = {**kept, **{k: v for k, v in scans[0].about.items() if v}, "chosen": choice}
+                about = scans[0].about
+                choices = {key: about.get(key, before.about[key]) for key in ("series_choices", "volume_choices")}
+                scans[0].about = {**about, **choices, "chosen": choice}
                 self.scans[number - 1] = scans[0]
 
         yield from self._hold(self.store.read_again(before, choice), replace)

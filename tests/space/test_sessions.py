@@ -1,5 +1,6 @@
 """What becomes of a question: its parts, its bounds, and what of the conversation the model is shown."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def test_a_scan_is_placed_once_and_known_in_later_turns(session):
     *_, second = session.ask("And now?", model)
     assert second.parts == [{"type": "text", "text": "And now?"}]
     assert [m["role"] for m in model.messages] == ["user", "assistant", "user"] and model.features == ["a", "b", "c"]
+
+
+def test_another_series_takes_the_place_of_a_scan_with_all_that_is_known_of_it(store, series_zips, tmp_path):
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as both:
+        for name in ("dicom_series_ct.zip", "dicom_series_mr.zip"):
+            with zipfile.ZipFile(series_zips / name) as series:
+                for member in series.namelist():
+                    both.writestr(f"{name}/{member}", series.read(member))
+    session = Session(tmp_path / "session", store, Tasks({}, []))
+    *_, _ = session.read([tmp_path / "both.zip"])
+    before = session.scans[0].about
+    modalities = set()
+    for choice in before["series_choices"]:
+        *_, _ = session.choose(1, {"series": choice["value"]})
+        about = session.scans[0].about
+        assert set(about) == {*before, "chosen"} and about["series_choices"] == before["series_choices"]
+        modalities.add(about["modality"])
+    assert modalities == {"CT", "MR"}
 
 
 def test_a_model_for_one_scan_sees_the_turns_about_that_scan_alone(session):
