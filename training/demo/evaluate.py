@@ -204,11 +204,20 @@ def save(scores: list[Score], file: Path) -> None:
     file.with_suffix(".md").write_text(table(scores) + "\n")
 
 
+def thin_out(scans: list[DemoScan], at_most: int) -> list[DemoScan]:
+    """At most so many scans of each pack and kind, evenly spread."""
+    groups: dict[tuple[str, str], list[DemoScan]] = {}
+    for scan in scans:
+        groups.setdefault((scan.pack, scan.kind), []).append(scan)
+    return [scan for group in groups.values() for scan in group[:: math.ceil(len(group) / at_most)]]
+
+
 def main(
     model: Annotated[Path, typer.Argument(help="Folder of a model with the demo checkpoint's image sizes, or of adapters.")],
     data: Annotated[Path, typer.Argument(help="A data set of the source `demo`.")],
     scans: Annotated[Path, typer.Option(help="Folder that keeps decoded scans.")] = Path("demo-scans"),
     out: Annotated[Path | None, typer.Option(help="JSON file for the counts; the table goes beside it.")] = None,
+    at_most: Annotated[int | None, typer.Option(min=1, help="Score so many scans of a kind, evenly spread.")] = None,
 ) -> None:
     """Score a model on the validation rows, and print a table.
 
@@ -217,8 +226,10 @@ def main(
       python -m radfm.training.demo.evaluate radfm-lora demo-data --scans radfm-demo/scans
     """
     answering = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=True)
-    splits = [read_scans(str(data), split, image_processor(), scans) for split in ("train", "validation")]
-    scores = evaluate(answering, RadFMProcessor.from_pretrained(model), *splits)
+    train, held_out = (read_scans(str(data), split, image_processor(), scans) for split in ("train", "validation"))
+    if at_most is not None:
+        held_out = thin_out(held_out, at_most)
+    scores = evaluate(answering, RadFMProcessor.from_pretrained(model), train, held_out)
     if out is not None:
         save(scores, out)
     print(table(scores))
