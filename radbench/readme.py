@@ -16,7 +16,7 @@ from .items import BenchError
 from .predictions import SCAN
 from .readings import main_metric
 from .report import FORM_TITLES, TASK_TITLES, keys_of, values_of
-from .scores import best_baseline, read_scores, write_json
+from .scores import best_baseline, read_scores, verdict, write_json
 from .summary import table
 
 ROOT = Path(__file__).parents[1]
@@ -41,14 +41,15 @@ def excerpt(scores: Mapping[str, Any]) -> dict[str, Any]:
 def score_table(scores: Mapping[str, Any]) -> str:
     """The Markdown table: of each kind of question n, the model's score with its interval, and the best baseline."""
     values, lines = values_of(scores), []
-    beaten = {(row["bench_task"], row["form"], row["condition"]) for row in scores["significance"] if row["beats"]}
+    verdicts = {(row["bench_task"], row["form"], row["condition"]): verdict(row) for row in scores["significance"]}
     for key in keys_of(scores):
         model, baseline = values[key, SCAN, main_metric(*key)], best_baseline(scores, key)
         ends = "–".join(f"{100 * end:.0f}" for end in model["interval"]) if model["interval"] else model["interval_kind"]
         rival = "–"
         if baseline:
             rival = f"{100 * baseline['value']:.0f}, {baseline['condition']}"
-            rival += "" if (*key, baseline["condition"]) in beaten else " (not beaten)"
+            outcome = verdicts[*key, baseline["condition"]]
+            rival += "" if outcome == "beaten" else f" ({outcome})"
         metric = model["metric"].partition(" (")[0]
         score = "–" if model["value"] is None else f"{100 * model['value']:.0f} ({ends})"
         lines.append([f"{TASK_TITLES[key[0]]}, {FORM_TITLES[key[1]]}", str(model["n"]), metric, score, rival])

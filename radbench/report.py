@@ -14,7 +14,7 @@ from .metrics import findings
 from .pictures import Picture, draw_records
 from .predictions import SCAN, read_predictions
 from .readings import Pair, Tools, labels_of, main_measurement, main_metric
-from .scores import NOT_TO_BEAT, best_baseline, pair_up, part_title, read_run, read_scores
+from .scores import NOT_TO_BEAT, best_baseline, pair_up, part_title, read_run, read_scores, verdict
 from .summary import write_summary
 
 PAGE = "report.html"
@@ -95,6 +95,7 @@ def _environment() -> Any:
         "interval": format_interval,
         "task": TASK_TITLES.get,
         "p": format_p,
+        "verdict": verdict,
     }
     environment.globals |= {"form_titles": FORM_TITLES}
     return environment

@@ -248,6 +248,18 @@ def _breakdowns(key: Key, pairs: Sequence[Pair], tools: Tools) -> list[dict[str,
     return rows
 
 
+def verdict(test: Mapping[str, Any]) -> str:
+    """What a row of `significance` says of its baseline: beaten, better (than the model), or not beaten (neither).
+
+    >>> verdict({"beats": False, "p_holm": 0.01, "difference": -0.3}), verdict({"beats": False, "p_holm": None})
+    ('better', 'not beaten')
+    """
+    if test["beats"]:
+        return "beaten"
+    significant = test["p_holm"] is not None and test["p_holm"] < ALPHA
+    return "better" if significant and test["difference"] < 0 else "not beaten"
+
+
 def best_baseline(scores: Mapping[str, Any], key: Key) -> dict[str, Any] | None:
     """The row of `scores.json` with the highest main metric among the baselines of a kind of question; None without one."""
     tested = {row["condition"] for row in scores["significance"] if (row["bench_task"], row["form"]) == key}
@@ -272,6 +284,9 @@ def _warnings(
         lost = [row["condition"] for row in rows if not row["beats"] and row["condition"] not in NOT_TO_BEAT]
         if lost:
             found.append(f"{title}: the model does not beat these baselines significantly: {', '.join(lost)}.")
+        better = [row["condition"] for row in rows if row["condition"] in lost and verdict(row) == "better"]
+        if better:
+            found.append(f"{title}: these baselines are significantly better than the model: {', '.join(better)}.")
         if any(row["beats"] for row in rows if row["condition"] == "shuffled options"):
             found.append(
                 f"{title}: the model loses when the options stand in another order, so it does not choose by content alone."

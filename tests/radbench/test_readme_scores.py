@@ -35,8 +35,16 @@ def test_a_row_has_n_score_interval_and_the_best_baseline(scores):
 
 
 def test_a_baseline_that_is_not_beaten_is_marked(scores):
-    rows = score_table({**scores, "significance": [{**row, "beats": False} for row in scores["significance"]]}).splitlines()
+    rows = score_table(
+        {**scores, "significance": [{**row, "beats": False, "p_holm": 0.5} for row in scores["significance"]]}
+    ).splitlines()
     assert all("(not beaten)" in row for row in rows[2:]) and not any("(not beaten)" in row for row in rows[:2])
+
+
+def test_a_baseline_that_is_better_than_the_model_is_called_so(scores):
+    better = [{**row, "beats": False, "difference": -0.5, "p_holm": 0.01} for row in scores["significance"]]
+    rows = score_table({**scores, "significance": better}).splitlines()
+    assert all(row.endswith("(better) |") for row in rows[2:])
 
 
 def test_the_small_file_gives_the_table_of_the_whole(scores):
