@@ -93,8 +93,9 @@ class Server:
         parts = [{"type": "file", "file": {"file_data": scan}}, {"type": "text", "text": question}]
         body = {"model": self._model, "messages": [{"role": "user", "content": parts}], "max_tokens": NEW_TOKENS}
         started = time.perf_counter()
-        response = self._client.post("/v1/chat/completions", json=body).raise_for_status()
+        response = self._client.post("/v1/chat/completions", json=body)
         seconds = time.perf_counter() - started
+        assert response.is_success, response.text
         return response.json()["choices"][0]["message"]["content"], seconds
 
     def load(self, clients: int, scans: Sequence[str]) -> Load:

@@ -9,9 +9,9 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from .protocol import FilePart, ImagePart, ReadChoice
 from .read_child import OUTCOME, PIXELS, ReadJob
 
 TOO_LONG = (-signal.SIGALRM, -signal.SIGXCPU)
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class ScanRefusedError(Exception):
@@ -102,12 +101,16 @@ class ScanReader:
         # Forked from a process that has imported the readers and holds no model, no threads and no connection.
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload(["__main__", read_child.__name__])
+        # Starting a child also looks after the others. In two threads both may read a child's exit status from its pipe,
+        # and the second finds the pipe empty and takes it for 255.
+        self._children = ThreadPoolExecutor(1, "radfm-children", initializer=_leave_signals_to_server)
 
     async def start(self) -> None:
         """Start the process that the children are forked from; returns when it has imported the readers."""
+        loop = asyncio.get_running_loop()
         process = self._context.Process(target=read_child.do_nothing, daemon=True)
-        await asyncio.to_thread(_start, process)
-        await asyncio.to_thread(process.join)
+        await loop.run_in_executor(self._children, process.start)
+        await loop.run_in_executor(self._children, process.join)
 
     async def read(self, source: Source, options: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         """`pixel_values` (C, H, W, D) of a scan, and its description.
@@ -141,31 +144,28 @@ class ScanReader:
 
     async def _run(self, job: ReadJob) -> int:
         """The exit status of the child that reads; it is killed where nobody waits for it any more."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
         process = self._context.Process(target=read_child.read, args=(job,), daemon=True)
-        await asyncio.to_thread(_start, process)
-        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        await loop.run_in_executor(self._children, process.start)
         loop.add_reader(process.sentinel, ended.set)
         try:
             await ended.wait()
         finally:
             loop.remove_reader(process.sentinel)
-            process.kill()
-            await asyncio.shield(asyncio.to_thread(process.join))
+            if not ended.is_set():
+                process.kill()
+            await asyncio.shield(loop.run_in_executor(self._children, process.join))
         return process.exitcode or 0
 
 
-def _start(process: BaseProcess) -> None:
-    """Start a child that only the server stops.
+def _leave_signals_to_server() -> None:
+    """Block the signals that stop the server in this thread, and so in the fork server and the children it starts.
 
-    A terminal sends Ctrl-C, and a service manager SIGTERM, to all processes of the server; scans that are being read
-    then have to be read to their end. The mask goes to the fork server and to its children.
+    A terminal sends Ctrl-C, and a service manager SIGTERM, to all processes of the server; scans that are being read then
+    have to be read to their end.
     """
     resource_tracker.ensure_running()  # started later, it would clear the mask
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def _reason(status: int) -> str:
