@@ -98,7 +98,8 @@ def record(visitor: Visitor) -> Recording:
     recording.click("#where")
     page.wait_for_selector('[data-part=viewer][data-overlay="1"]')
     recording.keep(LONG)
-    recording.point("[data-part=canvas]", 0.25, 0.25)
+    # The axial slice is at the lower left.
+    recording.point("[data-part=canvas]", 0.25, 0.7)
     recording.scroll(visitor, 5)
     recording.scroll(visitor, -5)
     recording.keep(END)
