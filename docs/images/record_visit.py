@@ -97,10 +97,6 @@ def record(visitor: Visitor) -> Recording:
     recording.keep(2 * LONG)
     recording.click("#where")
     page.wait_for_selector('[data-part=viewer][data-overlay="1"]')
-    recording.keep(LONG)
-    recording.point("[data-part=canvas]", 0.25, 0.25)
-    recording.scroll(visitor, 5)
-    recording.scroll(visitor, -5)
     recording.keep(END)
     return recording
 
@@ -111,11 +107,11 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=WEBGL)
         visitor = Visitor(browser, space.address, viewport=SIZE, color_scheme="light")
         recording = record(visitor)
-        visitor.page.screenshot(path=HERE / "space.png")
         visitor.close()
     first, *others = recording.frames
+    others[-1].save(HERE / "space.png", optimize=True)
     file = HERE / "space.webp"
-    first.save(file, save_all=True, append_images=others, duration=recording.milliseconds, loop=0, quality=70, method=4)
+    first.save(file, save_all=True, append_images=others, duration=recording.milliseconds, loop=0, quality=70, method=2)
     print(f"{file.name}: {len(recording.frames)} frames, {file.stat().st_size / 1e6:.2f} MB")
 
 
