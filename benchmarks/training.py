@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]  # with the demo checkpoint
 PUBLISHED_TOKENS, IMAGE_TOKENS = 2048, 32
 ANSWER_TOKENS = 60  # of each text, beside its image tokens: 95 tokens a row
 STEP_SCANS = ((256, 256, 1),) * 3 + ((256, 256, 64),)  # three X-rays and a CT
-IMAGE, VOLUME = (64, 64, 1), (64, 64, 32)  # scans of the demo checkpoint
+IMAGE, VOLUME = (96, 96, 1), (96, 96, 32)  # scans of the demo checkpoint
 
 
 class Step:
