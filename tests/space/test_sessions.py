@@ -13,7 +13,7 @@ from tasks import Tasks
 
 
 def scan(name: str, complete: bool = True) -> StoredScan:
-    about = {"modality": "CT", "series": None, "shape": [1, 8, 8, 1], "spacing": None}
+    about = {"modality": "CT", "modality_name": "CT", "series": None, "shape": [1, 8, 8, 1], "spacing": None}
     return StoredScan(name, Path(name), about, complete)
 
 
