@@ -13,25 +13,18 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
 import re
 import secrets
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import nibabel
-import psutil
 from pydicom.data import get_testdata_file
+from running_space import Space, running_space
 
 NIFTI = Path(nibabel.__file__).parent / "tests" / "data"
 VISITS = [
@@ -155,44 +148,6 @@ async def visit_and_compare(
     tally.seconds[kind].append(seconds)
     if answer != right[kind, file]:
         tally.wrong.append(f"{kind}, {file.name}: {answer!r} instead of {right[kind, file]!r}")
-
-
-@dataclass
-class Space:
-    """A running Space: its address, its process, and the folder in which it keeps everything."""
-
-    address: str
-    process: psutil.Process
-    folder: Path
-
-    def level(self) -> str:
-        """Resident memory and disk space."""
-        rss = [p.memory_info().rss for p in (self.process, *self.process.children(recursive=True))]
-        disk = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
-        return (
-            f"{rss[0] / 2**20:.0f} MiB of memory, {sum(rss[1:]) / 2**20:.0f} in child processes, {disk / 2**20:.0f} on disk"
-        )
-
-    def visitors(self) -> int:
-        """How many visitors have a folder."""
-        return len(list(self.folder.glob("radfm-space-*/sessions/*")))
-
-
-@contextmanager
-def running_space() -> Iterator[Space]:
-    """Start the Space in a temporary folder; stop it afterwards."""
-    app = Path(__file__).parents[1] / "space" / "app.py"
-    folder = Path(tempfile.mkdtemp())
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    server = subprocess.Popen([sys.executable, "-u", str(app)], stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert server.stdout is not None
-        address = next(line.split()[-1] for line in server.stdout if line.startswith("RadFM is at"))
-        yield Space(address.rstrip("/"), psutil.Process(server.pid), folder)
-    finally:
-        server.terminate()
-        server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def crowd(space: Space, clients: int, seconds: float, right: dict[Any, str], tally: Tally) -> None:

@@ -17,9 +17,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "space"), str(ROOT / "benchmarks")]
 
+from running_space import running_space  # noqa: E402
 from visitor import CHROMIUM, WEBGL, Visitor  # noqa: E402
-
-from space import running_space  # noqa: E402
 
 SCAN = Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 QUESTION = "Which body part is shown?"

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -225,7 +225,7 @@ def main(
 
       python -m radfm.training.demo.evaluate radfm-lora demo-data --scans radfm-demo/scans
     """
-    answering = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=True)
+    answering: Any = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=True)
     train, held_out = (read_scans(str(data), split, image_processor(), scans) for split in ("train", "validation"))
     if at_most is not None:
         held_out = thin_out(held_out, at_most)
