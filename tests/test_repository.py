@@ -24,6 +24,7 @@ NOT_COPIED = shutil.ignore_patterns(
 )
 # Rooms that need an extra of the package.
 EXTRAS_OF = {
+    "cli": ["serve"],
     "space": ["space"],
     "medmd": ["data", "ray"],
     "training": ["train", "data"],
