@@ -54,6 +54,9 @@ DISK_RESERVE = 256 * MIB
 
 # Seconds for answers in progress when the server is stopped.
 STOP_SECONDS = _number("STOP_SECONDS", 10)
+# Longer than clients keep idle connections, so that no request meets one that is being closed: httpx, and so OpenAI's
+# client, keeps them for 5 s, which is also uvicorn's default.
+KEEP_ALIVE_SECONDS = 75
 
 # Messages of exceptions and the standard error of reading children are shown: for developers, both may hold names.
 DEBUG = bool(os.environ.get("RADFM_DEBUG"))

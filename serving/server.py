@@ -131,7 +131,12 @@ def run(app: FastAPI, name: str, bound: socket.socket) -> None:
         # It logs exceptions that nobody waited for with their messages, which may hold names.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=limits.STOP_SECONDS
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=limits.KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=limits.STOP_SECONDS,
     )
     host, port = bound.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
