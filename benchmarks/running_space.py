@@ -1,4 +1,4 @@
-"""The Space as a process of its own, for benchmarks and recordings."""
+"""Starts the Space in a child process, for benchmarks and recordings."""
 
 import os
 import shutil

@@ -48,7 +48,7 @@ MEMORY_STEPS = 4
 
 
 def new_slice(number: int) -> str:
-    """A CT or MR slice of pydicom's with noise of its own, as base64 of a DICOM file."""
+    """A CT or MR slice of pydicom's with noise added by a seed, as base64 of a DICOM file."""
     dataset = pydicom.dcmread(str(get_testdata_file(SLICES[number % 2])))
     noise = np.random.default_rng(number).integers(-3, 4, dataset.pixel_array.shape)
     dataset.PixelData = (dataset.pixel_array + noise).astype(dataset.pixel_array.dtype).tobytes()

@@ -1,7 +1,7 @@
 """The Space under many visitors: right answers, waiting times of page and API, memory and disk afterwards.
 
     python benchmarks/space.py --clients 50 --seconds 120     # half of them on the page, half through the API
-    python benchmarks/space.py --clients 4 --sessions 500     # visitors with a file of their own, who ask once and leave
+    python benchmarks/space.py --clients 4 --sessions 500     # each visitor brings another file, asks once and leaves
     python benchmarks/space.py --clients 4 --sessions 500 --api
 
 A visitor of the page does what its script does: takes the cookie, opens the page, uploads a scan, waits until it is read,
@@ -115,7 +115,7 @@ def _last_text(chat: list[dict[str, Any]]) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def numbered(file: Path, number: int) -> bytes:
+def add_number(file: Path, number: int) -> bytes:
     """The content of a file with a number in bytes that are no part of its scan.
 
     These are the preamble of DICOM (PS3.10, 7.1), the time in the header of gzip (RFC 1952) and NIfTI's `descrip`.
@@ -128,7 +128,7 @@ def numbered(file: Path, number: int) -> bytes:
 
 async def visit(address: str, kind: str, file: Path, question: str, number: int | None = None) -> tuple[str, float]:
     """One visit, with a file of its own where it has a number: the answer, and seconds."""
-    content = file.read_bytes() if number is None else numbered(file, number)
+    content = file.read_bytes() if number is None else add_number(file, number)
     async with Visitor(address) as visitor:
         started = time.monotonic()
         answer = await (visitor.ask_on_page if kind == "page" else visitor.ask_api)(file, content, question)

@@ -11,7 +11,7 @@ from .common import find_model, refuse
 bench = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
 DataOption = Annotated[Path, typer.Option(help="A data set that `radfm data build` finished.")]
-SplitOption = Annotated[str, typer.Option(help="The split that is asked: test, or validation.")]
+SplitOption = Annotated[str, typer.Option(help="Split whose records become questions: test or validation.")]
 SeedOption = Annotated[
     int, typer.Option(help="Decides which records, wordings, values, the order of options, other patients.")
 ]

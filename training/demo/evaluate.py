@@ -20,7 +20,7 @@ from rich.progress import track
 from transformers import AutoModelForImageTextToText
 
 from radfm.medmd.prompts import CLOSED, article
-from radfm.medmd.questions import CLASHES, VALUES
+from radfm.medmd.questions import VALUES, names_that_clash
 from radfm.medmd.sources.demo import FINDINGS, UNKNOWN, YES_OR_NO
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
@@ -138,7 +138,7 @@ def _closed(answers: GreedyAnswerer, pack: str, scans: list[DemoScan]) -> list[S
                 value, answer = known_labels(scan)[label], ("yes", "no")[number % 2]
                 if answer == "no":
                     values = FINDINGS[pack] if label == "finding" else VALUES[label]
-                    excluded = {value}.union(*(clash for clash in CLASHES if value in clash))
+                    excluded = names_that_clash(value)
                     value = rng.choice([other for other in values if other not in excluded])
                 wordings = CLOSED["normal" if value == "normal" else "diagnosis" if label == "finding" else label]
                 cases.append((scan, rng.choice(wordings).format(a=article(value), value=value) + YES_OR_NO, answer))
