@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +147,24 @@ class ScanReader:
         """The exit status of the child that reads; it is killed where nobody waits for it any more."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         process = self._context.Process(target=read_child.read, args=(job,), daemon=True)
-        await loop.run_in_executor(self._children, process.start)
-        loop.add_reader(process.sentinel, ended.set)
+        starting = loop.run_in_executor(self._children, process.start)
         try:
+            await asyncio.shield(starting)
+            loop.add_reader(process.sentinel, ended.set)
             await ended.wait()
-        finally:
             loop.remove_reader(process.sentinel)
-            if not ended.is_set():
-                process.kill()
-            await asyncio.shield(loop.run_in_executor(self._children, process.join))
+        finally:
+            # The one thread has started the child by then, also where the request was given up meanwhile.
+            await asyncio.shield(loop.run_in_executor(self._children, _end, process))
         return process.exitcode or 0
+
+
+def _end(process: BaseProcess) -> None:
+    """Wait for a child that has ended, and kill one that nobody waits for any more."""
+    if process.is_alive():
+        process.kill()
+    if process.pid is not None:  # it could be started
+        process.join()
 
 
 def _leave_signals_to_server() -> None:

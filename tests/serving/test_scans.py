@@ -1,6 +1,8 @@
-"""Scans that are read in child processes: the exit status of each child is its own."""
+"""Scans that are read in child processes: the exit status of each child is its own, and none outlives its request."""
 
 import asyncio
+import signal
+import threading
 import time
 from multiprocessing import forkserver
 
@@ -36,3 +38,30 @@ def test_children_that_end_at_the_same_time_do_not_lose_their_exit_status(ct, tm
 
     assert len(asyncio.run(read_all())) == SCANS
     assert outcomes == ["read"] * SCANS
+
+
+def test_a_request_that_is_given_up_while_its_child_starts_ends_the_child(ct, tmp_path, monkeypatch):
+    """The child used to read on, and to hold its memory, until READ_SECONDS were over."""
+
+    async def give_up_while_starting():
+        reader = ScanReader(RadFMImageProcessor().to_dict(), tmp_path)
+        await reader.start()
+        begun, go_on, children = threading.Event(), threading.Event(), []
+        start = reader._context.Process.start
+
+        def start_when_told(process):
+            children.append(process)
+            begun.set()
+            go_on.wait()
+            start(process)
+
+        monkeypatch.setattr(reader._context.Process, "start", start_when_told)
+        request = asyncio.create_task(reader.read(Source.from_bytes(ct), read_options(ReadChoice())))
+        await asyncio.to_thread(begun.wait)
+        request.cancel()
+        go_on.set()
+        await asyncio.gather(request, return_exceptions=True)
+        return request.cancelled(), [child.exitcode for child in children]
+
+    assert asyncio.run(give_up_while_starting()) == (True, [-signal.SIGKILL])
+    assert not list(tmp_path.iterdir())
