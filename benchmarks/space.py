@@ -37,6 +37,8 @@ VISITS = [
 API = "/gradio_api"
 # The Space deletes a visitor's folder once it notices that the page was closed, and sweeps every 15 s.
 SECONDS_UNTIL_GONE = 60
+# What no visitor looks at any more is kept for ten minutes (STORE_IDLE_SECONDS, UPLOAD_KEPT_SECONDS) and the next sweep.
+KEPT_SECONDS = 660
 
 
 @dataclass
@@ -177,7 +179,9 @@ async def come_and_go(space: Space, kind: str, clients: int, sessions: int, righ
     until = time.monotonic() + SECONDS_UNTIL_GONE
     while space.visitors() and time.monotonic() < until:
         await asyncio.sleep(1)
-    print(f"afterwards: {space.level()}, {space.visitors()} visitors")
+    print(f"afterwards: {space.level()}, {space.visitors()} visitors", flush=True)
+    await asyncio.sleep(KEPT_SECONDS)
+    print(f"{KEPT_SECONDS // 60} minutes later: {space.level()}")
 
 
 async def measure(space: Space, options: argparse.Namespace) -> None:

@@ -203,14 +203,22 @@
         "The Perceiver's attention, one value a patch, where it is above the mean patch; brightest is " +
         `${scan.brightest.toFixed(1)} times the mean. It explains no answer.`;
       if (before && this.niivue.volumes.length > 1) return;
-      if (this.niivue.volumes.length > 1) this.niivue.removeVolumeByIndex(1);
-      await this.niivue.addVolumeFromUrl({
+      const overlay = await niivue.NVImage.loadFromUrl({
         url: scan.overlay,
         name: "attention.nii.gz",
         colormap: "warm",
         opacity: Number(this.opacity.value) / 100,
       });
+      this.niivue.volumes = [this.niivue.volumes[0], overlay];
+      this.niivue.overlays = [overlay];
+      this.drawOverlay();
       this.root.dataset.overlay = String(scan.number);
+    }
+
+    // NiiVue's addVolume and setOpacity send the scan to the graphics card again too, up to 200 MB.
+    drawOverlay() {
+      this.niivue.refreshLayers(this.niivue.volumes[1], 1);
+      this.niivue.drawScene();
     }
 
     showFlat(scan, same) {
@@ -323,7 +331,9 @@
     }
 
     setOpacity() {
-      if (this.niivue?.volumes.length > 1) this.niivue.setOpacity(1, Number(this.opacity.value) / 100);
+      if (!(this.niivue?.volumes.length > 1)) return;
+      this.niivue.volumes[1].opacity = Number(this.opacity.value) / 100;
+      this.drawOverlay();
     }
 
     located({ mm, values }) {

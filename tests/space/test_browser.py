@@ -132,6 +132,19 @@ def test_on_a_phone_the_picture_stays_above_the_answer(visit):
     visitor.keep("narrow-dark-answer")
 
 
+def test_the_overlay_covers_the_scan_as_strongly_as_its_slider_says(visit):
+    visitor = visit()
+    page, without = visitor.page, visitor.picture()
+    page.click("#where")
+    page.wait_for_selector('[data-part=viewer][data-overlay="1"]')
+    page.fill("[data-part=opacity]", "100")
+    strong = np.abs(visitor.picture() - without).mean()
+    page.fill("[data-part=opacity]", "30")
+    weak = np.abs(visitor.picture() - without).mean()
+    page.fill("[data-part=opacity]", "0")
+    assert strong > 2 * weak > 1 and np.abs(visitor.picture() - without).max() == 0
+
+
 def test_what_one_visitor_asked_for_is_not_shown_to_another(visit):
     first = visit()
     first.page.click("#where")
