@@ -28,7 +28,11 @@ def draw_items(
     out: Annotated[Path, typer.Option(help="The file of items, as in radbench.jsonl.")],
     split: SplitOption = "test",
     per_task: Annotated[
-        int | None, typer.Option(min=1, help="At most so many records of each of the five tasks; by default all.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="At most so many records of each of the five tasks, half of them volumes if there are as many; by default all.",
+        ),
     ] = None,
     seed: SeedOption = 0,
     form: Annotated[list[str] | None, typer.Option(help="Only this form; repeat for several. By default all.")] = None,

@@ -19,7 +19,7 @@ from string import ascii_uppercase as LETTERS
 from radfm.medmd.groups import digest
 from radfm.medmd.prompts import NORMAL, OPEN, choose, closed_question
 from radfm.medmd.questions import VALUES, names_that_clash
-from radfm.medmd.schema import ABSENT, PRESENT, YES_NO, Message, Part, Record
+from radfm.medmd.schema import ABSENT, CONFIGS, PRESENT, YES_NO, Message, Part, Record
 
 from .items import FORMS, BenchError, Item
 
@@ -63,8 +63,8 @@ def draw(records: Iterable[Record], seed: int = 0, forms: Sequence[str] = FORMS,
         records: with or without their scans.
         seed: decides wordings, values and the order of options, and which records `per_task` keeps.
         forms: which forms to keep; a record whose question has another form gives no item of its own.
-        per_task: the most records of each of the five tasks, chosen by hash of their ids; None takes all. Their items are
-            those that they have among all records.
+        per_task: the most records of each of the five tasks, chosen by hash of their ids; None takes all. Half of them are
+            volumes, where there are as many. Their items are those that they have among all records.
 
     Raises:
         BenchError: a form that is none of `FORMS`.
@@ -84,7 +84,7 @@ def draw(records: Iterable[Record], seed: int = 0, forms: Sequence[str] = FORMS,
         else:
             by_task.setdefault(BENCH_TASK[record.task], []).append(record)
     for task, found in by_task.items():
-        ids = set(order_by_hash((record.id for record in found), seed, "per task")[:per_task])
+        ids = _choose_records(found, seed, per_task)
         if len(ids) < len(found):
             drawn.left_out[f"{task}: {len(ids):,} of {len(found):,} were drawn"] += len(found) - len(ids)
         for record in found:
@@ -94,6 +94,17 @@ def draw(records: Iterable[Record], seed: int = 0, forms: Sequence[str] = FORMS,
                 drawn.items += [candidate for candidate in candidates if candidate.form in forms]
     drawn.items.sort(key=lambda item: item.id)
     return drawn
+
+
+def _choose_records(records: Sequence[Record], seed: int, per_task: int | None) -> set[str]:
+    """The ids of `per_task` records: half of them volumes where there are as many, since most data have few of them."""
+    if per_task is None:
+        return {record.id for record in records}
+    images, volumes = (
+        order_by_hash((record.id for record in records if record.config == config), seed, "per task") for config in CONFIGS
+    )
+    chosen = volumes[: max(per_task // 2, per_task - len(images))]
+    return {*chosen, *images[: per_task - len(chosen)]}
 
 
 def own_item(record: Record) -> Item:

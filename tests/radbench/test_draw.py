@@ -1,6 +1,8 @@
 """What is drawn: the same each time, with one right answer, and wrong values that the source knows to be wrong."""
 
 import random
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 from bench_data import make_record
@@ -118,3 +120,13 @@ def test_a_draw_of_some_records_is_part_of_the_draw_of_all(records):
     assert some.left_out == {"modality: 30 of 200 were drawn": 170, "vqa: 30 of 50 were drawn": 20}
     assert draw(records[::-1], per_task=30).items == some.items
     assert draw(records, 1, per_task=30).items != some.items
+
+
+@pytest.mark.parametrize(
+    ("images", "volumes", "drawn"), [(200, 200, (15, 15)), (200, 8, (22, 8)), (4, 200, (4, 26)), (4, 8, (4, 8))]
+)
+def test_half_of_the_records_that_are_drawn_are_volumes_where_there_are_as_many(images, volumes, drawn):
+    records = [make_record(number, "modality", MODALITIES[number % 4]) for number in range(images + volumes)]
+    records = [*records[:images], *(replace(record, shapes=((64, 64, 32),)) for record in records[images:])]
+    configs = Counter(item.config for item in draw(records, per_task=30).items if item.form == "open")
+    assert (configs["2d"], configs["3d"]) == drawn
