@@ -31,7 +31,7 @@ def draw_items(
         int | None,
         typer.Option(
             min=1,
-            help="At most so many records of each of the five tasks, half of them volumes if there are as many; by default all.",
+            help="At most so many records of each of the five tasks, half of them volumes where possible. By default all.",
         ),
     ] = None,
     seed: SeedOption = 0,
