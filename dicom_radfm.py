@@ -231,18 +231,18 @@ def _join_single_images(groups: dict[str, list[Instance]]) -> dict[str, list[Ins
 
 def _choose_series(found: list[_Series], context: ReadContext) -> list[_Series]:
     """The series to try, in order."""
-    wanted = context.options.series
-    if wanted is None:
+    choice = context.options.series
+    if choice is None:
         # A localizer or a picture of a screen is no substitute for a volume that cannot be read.
         return [series for series in found if series.rank == found[0].rank or series.rank < 2]
     chosen = []
     for series in found:
         header = series.instances[0].header
         names = (get_text(header, "SeriesNumber"), get_text(header, "SeriesDescription"))
-        if str(wanted) in (series.uid, series.label, *names):
+        if str(choice) in (series.uid, series.label, *names):
             chosen.append(series)
     if not chosen:
-        raise context.error(f"has no series {str(wanted)!r}, only {'; '.join(series.label for series in found)}.")
+        raise context.error(f"has no series {str(choice)!r}, only {'; '.join(series.label for series in found)}.")
     return chosen[:1]
 
 
@@ -270,19 +270,19 @@ def _load_series(series: _Series, context: ReadContext) -> Scan:
 
 
 def _choose_volume(volumes: list[Volume], context: ReadContext) -> int:
-    wanted = context.options.volume
-    if wanted is None:
+    choice = context.options.volume
+    if choice is None:
         return choose_default(volumes)
-    if isinstance(wanted, Mapping):
-        fitting = [i for i, volume in enumerate(volumes) if matches(volume, wanted)]
+    if isinstance(choice, Mapping):
+        fitting = [i for i, volume in enumerate(volumes) if matches(volume, choice)]
         if not fitting:
             labels = "; ".join(f"{i} ({volume.label})" for i, volume in enumerate(volumes[:OTHERS_NAMED]))
-            raise OptionRequiredError(f"{context.name}: has no volume with {wanted}, only {labels}.")
+            raise OptionRequiredError(f"{context.name}: has no volume with {choice}, only {labels}.")
         return fitting[choose_default([volumes[i] for i in fitting])]
-    if not 0 <= wanted < len(volumes):
+    if not 0 <= choice < len(volumes):
         what = "frame" if _are_moments(volumes) else "volume"
-        raise OptionRequiredError(f"{context.name}: has {what}s 0 to {len(volumes) - 1}, and no {what} {wanted}.")
-    return int(wanted)
+        raise OptionRequiredError(f"{context.name}: has {what}s 0 to {len(volumes) - 1}, and no {what} {choice}.")
+    return int(choice)
 
 
 def _are_moments(volumes: list[Volume]) -> bool:

@@ -68,9 +68,9 @@ def _slice_axis(scan: Scan) -> int:
     return min((2, 1, 0), key=shape.__getitem__)
 
 
-def _averages(count: int, wanted: int) -> np.ndarray:
-    """(wanted, count): row i averages the old voxels that the new voxel i covers, in part or wholly."""
-    edges = np.linspace(0, count, wanted + 1)
+def _averages(count: int, new_count: int) -> np.ndarray:
+    """(new_count, count): row i averages the old voxels that the new voxel i covers, in part or wholly."""
+    edges = np.linspace(0, count, new_count + 1)
     starts, ends = np.arange(count), np.arange(1, count + 1)
     overlap = np.minimum(edges[1:, None], ends) - np.maximum(edges[:-1, None], starts)
     weights = np.clip(overlap, 0, None)

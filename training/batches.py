@@ -108,12 +108,12 @@ class BatchPlan:
 
         An empty one (fewer rows than micro-batches) stands for a step without a loss on that rank.
         """
-        batches, wanted = self._pack(epoch), self._ranks * self.batches_per_rank
-        while len(batches) < wanted and any(len(batch) > 1 for batch in batches):
+        batches, total = self._pack(epoch), self._ranks * self.batches_per_rank
+        while len(batches) < total and any(len(batch) > 1 for batch in batches):
             costliest = max((i for i in range(len(batches)) if len(batches[i]) > 1), key=lambda i: self._cost(batches[i]))
             batch = batches[costliest]
             batches[costliest : costliest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-        return batches + [[] for _ in range(wanted - len(batches))]
+        return batches + [[] for _ in range(total - len(batches))]
 
     def sums(self, epoch: int) -> tuple[int, int]:
         """Patches and tokens of all rows of an epoch."""

@@ -153,9 +153,9 @@ def _about_findings(answers: GreedyAnswerer, pack: str, scans: list[DemoScan]) -
     """Whether composed texts name the right finding, and how often a finding is named that is not there or not known."""
     scores = []
     for label in ("finding", *COMPOSED):
-        asked = [s for s in scans if s.finding or label == "finding"]
-        replies = answers(asked, [QUESTIONS[label]] * len(asked)) if asked else []
-        known = [(s, reply) for s, reply in zip(asked, replies, strict=True) if s.finding]
+        shown = [s for s in scans if s.finding or label == "finding"]
+        replies = answers(shown, [QUESTIONS[label]] * len(shown)) if shown else []
+        known = [(s, reply) for s, reply in zip(shown, replies, strict=True) if s.finding]
         if known and label in COMPOSED:
             right = sum(_named(reply) == {s.finding} - {"normal"} and _assessed(reply) for s, reply in known)
             scores.append(Score(pack, label, len(known), right))
@@ -163,8 +163,8 @@ def _about_findings(answers: GreedyAnswerer, pack: str, scans: list[DemoScan]) -
             scores.append(Score(pack, f"false finding, {label}", len(normal), sum(bool(_named(reply)) for reply in normal)))
         if known and label == "finding":
             scores.append(Score(pack, "uncertain", len(known), sum(not _assessed(reply) for _, reply in known)))
-        for kind in dict.fromkeys(s.kind for s in asked if not s.finding):
-            of_kind = [reply for s, reply in zip(asked, replies, strict=True) if s.kind == kind]
+        for kind in dict.fromkeys(s.kind for s in shown if not s.finding):
+            of_kind = [reply for s, reply in zip(shown, replies, strict=True) if s.kind == kind]
             where = " (slices)" if kind == "slices" else ""
             scores.append(Score(pack, f"finding named{where}", len(of_kind), sum(bool(_named(reply)) for reply in of_kind)))
     return scores
