@@ -424,22 +424,22 @@ def _runs_of_acquisition(stack: list[Plane]) -> Parts:
     return [_along_normal(run) for run in runs]
 
 
-def _same_value(value: KeyValue | object, want: object) -> bool:
+def _same_value(value: KeyValue | object, expected: object) -> bool:
     """Whether a header's value is the one that is wanted: numbers with a tolerance, one word of several words."""
-    if isinstance(value, tuple) or isinstance(want, list | tuple):
-        ours = list(value) if isinstance(value, tuple) else str(value).split("\\")
-        theirs = list(want) if isinstance(want, list | tuple) else [want]
-        return len(ours) == len(theirs) and all(map(_same_value, ours, theirs))
-    if isinstance(value, int | float) and isinstance(want, int | float | str):
+    if isinstance(value, tuple) or isinstance(expected, list | tuple):
+        values = list(value) if isinstance(value, tuple) else str(value).split("\\")
+        expected_values = list(expected) if isinstance(expected, list | tuple) else [expected]
+        return len(values) == len(expected_values) and all(map(_same_value, values, expected_values))
+    if isinstance(value, int | float) and isinstance(expected, int | float | str):
         try:
-            number = float(want)
+            number = float(expected)
         except ValueError:
             return False
         return abs(number - value) <= SAME_NUMBER * max(abs(number), abs(value))
     if value is None:
-        return want is None
+        return expected is None
     words = str(value).upper().split("\\")
-    return str(want).upper() in (str(value).upper(), *words)
+    return str(expected).upper() in (str(value).upper(), *words)
 
 
 def _label(volumes: list[Volume]) -> list[Volume]:

@@ -192,9 +192,9 @@ def _resample_evenly(
         raise context.error(f"between its {len(along)} images lie {count - len(along)} empty places: most would be made up.")
     if count * voxels[..., 0].size * 4 > context.options.max_bytes:
         raise context.error(f"with gaps of up to {np.diff(along).max():.0f} mm an even grid would be too large.")
-    wanted = np.minimum(along[0] + step * np.arange(count), along[-1])
-    after = np.searchsorted(along, wanted).clip(1, len(along) - 1)
-    share = (wanted - along[after - 1]) / (along[after] - along[after - 1])
+    grid_positions = np.minimum(along[0] + step * np.arange(count), along[-1])
+    after = np.searchsorted(along, grid_positions).clip(1, len(along) - 1)
+    share = (grid_positions - along[after - 1]) / (along[after] - along[after - 1])
     even = voxels[..., after - 1] * (1 - share.astype(np.float32)) + voxels[..., after] * share.astype(np.float32)
     return even, offsets[after - 1] * (1 - share[:, None]) + offsets[after] * share[:, None]
 

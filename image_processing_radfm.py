@@ -1,6 +1,6 @@
 """Scans → `pixel_values`: grey values windowed to 0…1, oriented as a radiologist views them, resampled to the model's size.
 
-`docs/grey-values.md` follows one voxel through every step.
+`docs/grey-values.md` lists every step.
 """
 
 import difflib

@@ -131,9 +131,9 @@ def _open(file: SourceFile, context: ReadContext) -> tuple[Any, _Header, tempfil
         # A header may name any file of this machine: only one in the same folder is opened.
         data = file.sibling(header.data_file)
         if data is None:
-            wanted = header.data_file if "/" not in header.data_file else "another folder"
+            location = header.data_file if "/" not in header.data_file else "another folder"
             raise context.error(
-                f"is a {kind} header whose voxels lie elsewhere ({wanted}), and that is no file of the same folder; "
+                f"is a {kind} header whose voxels lie elsewhere ({location}), and that is no file of the same folder; "
                 "write header and voxels as one file."
             )
     folder = tempfile.TemporaryDirectory(prefix="radfm-")

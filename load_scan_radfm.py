@@ -123,7 +123,8 @@ def load_scan(
         series: which DICOM series of several: its UID, number, or description. Where none is named: a volume before single
             images, the one with most images first, with a warning that lists the others.
         volume: which of several that one source holds, as `list_volumes` lists them: its index from 0, or for DICOM what
-            tells it from the others, such as {"EchoTime": 4.6}. The first where none is named, with a warning.
+            tells it from the others, such as {"EchoTime": 4.6}. Where none is named: magnitude before phase, then
+            most slices, then the first, with a warning.
         allow_missing: a DICOM series that lacks slices is read, the places filled by interpolation between their neighbours
             and named in a warning, and not refused.
         max_bytes: voxels, or unpacked files, that would take more memory than this are refused.

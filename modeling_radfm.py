@@ -402,8 +402,8 @@ class RadFMModel(RadFMPreTrainedModel):
         if scans:
             if image_outputs is not None:
                 raise ValueError("Give scans as pixel_values or as image_features, not as both.")
-            wanted = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-            image_outputs = self.get_image_features(scans, return_dict=True, **wanted)
+            output_options = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+            image_outputs = self.get_image_features(scans, return_dict=True, **output_options)
         # A text of one token is a step of generation, and that token is never a placeholder.
         if image_outputs is not None or inputs_embeds.shape[1] > 1:
             inputs_embeds = self._insert_image_tokens(input_ids, inputs_embeds, image_outputs)

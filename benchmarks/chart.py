@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-# Times as fast as a plain rendering of the published computation: benchmarks/README.md, "The model", the machine with
+# Times as fast as a plain PyTorch implementation of the published model: benchmarks/README.md, "The model", the machine with
 # 112 to 149 GFLOP/s (medians of pairs in one run).
 RATIOS = {
     "one X-ray, 512×512": 1.17,
@@ -25,7 +25,7 @@ def main() -> None:
     axes.bar_label(bars, labels=[f"{ratio:g} ×" for ratio in ratios], padding=4)
     axes.axvline(1, color="#64748b", linewidth=1, linestyle="--")
     axes.set_xlim(0, max(ratios) * 1.12)
-    axes.set_xlabel("times as fast as a plain rendering of the published computation")
+    axes.set_xlabel("times as fast as a plain PyTorch implementation of the published model")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     OUT.parent.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
 """The error of 16, 8 and 4 bits: how far logits move from float32, and how many greedy tokens and answers stay the same.
 
-    python benchmarks/quantisation.py ../shared checkpoints/demo/data
+    python benchmarks/quantisation.py tests/data/published-small demo-data/
 
 Two models: the published code's small reference (random weights, `reference/published-small`), and the demo checkpoint asked
 about scans that it never saw (the data set of `make demo-checkpoint`). Prints a Markdown table.
@@ -65,10 +65,10 @@ def select_questions(folder: Path, processor: RadFMProcessor) -> tuple[list[Demo
         scans = read_scans(str(folder), "validation", processor.image_processor, Path(cache))
     held_out = [scan for scan in scans if scan.kind != "slices"]
     samples = held_out[:: max(len(held_out) // SCANS, 1)]
-    abouts = ("finding", "modality", "body_part", "plane")
+    label_names = ("finding", "modality", "body_part", "plane")
     questions = []
     for number, sample in enumerate(samples):
-        possible = [about for about in abouts if about in known_labels(sample)]
+        possible = [label_name for label_name in label_names if label_name in known_labels(sample)]
         questions.append(QUESTIONS[possible[number % len(possible)]])
     return samples, questions
 
@@ -110,10 +110,10 @@ def demo(folder: Path) -> dict[str, tuple[float, float, float, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shared", type=Path, help="the folder that holds reference/published-small")
+    parser.add_argument("reference", type=Path, help="the published model's small reference: tests/data/published-small")
     parser.add_argument("data", type=Path, help="the data set of the demo checkpoint")
     arguments = parser.parse_args()
-    small, trained = small_reference(arguments.shared / "reference" / "published-small"), demo(arguments.data)
+    small, trained = small_reference(arguments.reference), demo(arguments.data)
     print("| way | small reference: logit error (largest) | equal greedy tokens | demo: logit error (largest) "
           "| equal greedy tokens | equal answers |")  # fmt: skip
     print("|---|---|---|---|---|---|")

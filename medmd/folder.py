@@ -98,8 +98,8 @@ def read_table(path: Path, columns: Mapping[str, str | Sequence[str]]) -> Iterat
             if names is None:
                 names = _match_columns(path, list(row), columns)
             clean = {key.strip(): value for key, value in row.items() if isinstance(key, str)}
-            for ours, theirs in names.items():
-                clean[ours] = None if theirs is None else row.get(theirs)
+            for field, column in names.items():
+                clean[field] = None if column is None else row.get(column)
             yield clean
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, EOFError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: is no readable table ({error}).") from error
@@ -108,12 +108,12 @@ def read_table(path: Path, columns: Mapping[str, str | Sequence[str]]) -> Iterat
 def _match_columns(path: Path, header: list[str], columns: Mapping[str, str | Sequence[str]]) -> dict[str, str | None]:
     known = {_plain(name): name for name in reversed(header) if isinstance(name, str)}
     matched: dict[str, str | None] = {}
-    for ours, spellings in columns.items():
+    for field, spellings in columns.items():
         options = [spellings] if isinstance(spellings, str) else list(spellings)
-        theirs = next((known[_plain(option)] for option in options if _plain(option) in known), None)
-        if theirs is None and not ours.endswith("_"):
+        column = next((known[_plain(option)] for option in options if _plain(option) in known), None)
+        if column is None and not field.endswith("_"):
             raise DataError(f"{path}: has no column {' or '.join(options)}; its columns are {', '.join(map(str, header))}.")
-        matched[ours.rstrip("_")] = theirs
+        matched[field.rstrip("_")] = column
     return matched
 
 

@@ -25,14 +25,14 @@ def remove_shared_scans(out: Path, tasks: list[ShardTask], results: list[dict[st
     held = scans_of_splits(out / name for task, _, name in files if task.slice.split != "train")
     dropped: dict[str, Counter[str]] = {}
     for task, result, name in files:
-        doomed = {}
+        removed = {}
         for row in read_columns(out / name, ("id", "source", "split", "image_sha256")):
             owner = max((held.get(sha256, "train") for sha256 in row["image_sha256"]), key=PRECEDENCE.__getitem__)
             if PRECEDENCE[owner] > PRECEDENCE[row["split"]]:
-                doomed[row["id"]] = owner
+                removed[row["id"]] = owner
                 dropped.setdefault(row["source"], Counter())[f"same pixels are in {owner}"] += 1
-        if doomed:
-            _rewrite(out, task, result, name, doomed)
+        if removed:
+            _rewrite(out, task, result, name, removed)
     return {source: dict(sorted(reasons.items())) for source, reasons in sorted(dropped.items())}
 
 
@@ -46,11 +46,11 @@ def scans_of_splits(files: Iterable[Path]) -> dict[str, str]:
     return held
 
 
-def _rewrite(out: Path, task: ShardTask, result: dict[str, Any], name: str, doomed: dict[str, str]) -> None:
+def _rewrite(out: Path, task: ShardTask, result: dict[str, Any], name: str, removed: dict[str, str]) -> None:
     """The shard without some records; an interrupted build finds file and result at odds and writes the shard again."""
     writer = ShardWriter(out / name, name.split("/")[0])
     for record in read_records(out / name):
-        if record.id not in doomed:
+        if record.id not in removed:
             writer.add(record)
     result["files"][name] = writer.close()
     if not result["files"][name]["rows"]:

@@ -111,10 +111,10 @@ class Plan:
             row = _payload(draft, source, options, number)
             place = digest(str(options.seed), row["id"])[:16]
             payload = json.dumps(row, ensure_ascii=False, sort_keys=True)
-            there = self.database.execute("SELECT payload FROM rows WHERE place = ?", (place,)).fetchone()
-            if there is None:
+            existing = self.database.execute("SELECT payload FROM rows WHERE place = ?", (place,)).fetchone()
+            if existing is None:
                 break
-            if json.loads(there[0])["twin"] == row["twin"]:
+            if json.loads(existing[0])["twin"] == row["twin"]:
                 return False
             number += 1
         expected = "3d" if any(_looks_like_volume(reference) for reference in draft.images) else "2d"
@@ -126,14 +126,14 @@ class Plan:
 
     def remove_leaks(self, dropped: dict[str, Counter[str]]) -> None:
         """Drop rows whose scan or patient is in a split with more right to it: test, then validation."""
-        for keeper, losers in (("test", ("validation", "train")), ("validation", ("train",))):
-            places = f"('{losers[0]}', '{losers[-1]}')"
+        for kept_split, dropped_splits in (("test", ("validation", "train")), ("validation", ("train",))):
+            places = f"('{dropped_splits[0]}', '{dropped_splits[-1]}')"
             same_scan = f"""rows.split IN {places} AND place IN (
                 SELECT a.place FROM identities a JOIN identities b USING (identity)
-                JOIN rows kept ON kept.place = b.place AND kept.split = '{keeper}')"""
+                JOIN rows kept ON kept.place = b.place AND kept.split = '{kept_split}')"""
             same_group = f"""rows.split IN {places} AND patient_group IN (
-                SELECT patient_group FROM rows WHERE split = '{keeper}')"""
-            for condition, reason in ((same_scan, f"scan is in {keeper}"), (same_group, f"patient is in {keeper}")):
+                SELECT patient_group FROM rows WHERE split = '{kept_split}')"""
+            for condition, reason in ((same_scan, f"scan is in {kept_split}"), (same_group, f"patient is in {kept_split}")):
                 counts = self.database.execute(f"SELECT source, COUNT(*) FROM rows WHERE {condition} GROUP BY source")
                 for source, count in counts.fetchall():
                     dropped[source][reason] += count

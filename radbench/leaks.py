@@ -27,7 +27,7 @@ def find_leaks(items: Sequence[Item], training_data: Path, splits: Sequence[str]
     ids: set[str] = set()
     groups: set[str] = set()
     scans: set[str] = set()
-    asked = {sha256 for item in items for sha256 in item.image_sha256}
+    item_hashes = {sha256 for item in items for sha256 in item.image_sha256}
     count = 0
     for split in splits:
         for file in split_files(training_data, split):
@@ -35,7 +35,7 @@ def find_leaks(items: Sequence[Item], training_data: Path, splits: Sequence[str]
                 count += 1
                 ids.add(row["id"])
                 groups.add(row["group"])
-                scans |= asked.intersection(row["image_sha256"])
+                scans |= item_hashes.intersection(row["image_sha256"])
     found = {
         "same record": [item.id for item in items if item.record in ids],
         "same patient": [item.id for item in items if item.group in groups],

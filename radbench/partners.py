@@ -48,12 +48,12 @@ class Partners:
         bucket = _bucket(record)
         if item.form == "yes_no" and item.asked:
             kind = _kind_of_value(item.task, item.asked)
-            wanted = item.reference if same_label else {"yes": "no", "no": "yes"}[item.reference]
+            right_answer = item.reference if same_label else {"yes": "no", "no": "yes"}[item.reference]
             return self._search(
                 self._by_kind.get((bucket, kind), ()),
                 item,
                 record,
-                lambda value: _is_value(value, item.asked, kind) == wanted,
+                lambda value: _yes_no_answer(value, item.asked, kind) == right_answer,
             )
         labels = dict(_labels(record))
         known = [kind for kind in _kinds(item) if kind in labels]
@@ -120,7 +120,7 @@ def _kind_of_value(task: str, value: str) -> Kind:
     return ("finding", value) if task == "diagnosis" else (task,)
 
 
-def _is_value(known: Hashable, asked: str, kind: Kind) -> str | None:
+def _yes_no_answer(known: Hashable, asked: str, kind: Kind) -> str | None:
     """The right answer to whether a scan has a value; None where the names clash and neither answer is certain."""
     if kind[0] == "finding":
         return "yes" if known == PRESENT else "no"

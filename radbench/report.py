@@ -173,10 +173,10 @@ def _tasks(
     """What the page shows of each task: its radar, and its kinds of question one after the other."""
     tasks, keys = [], keys_of(scores)
     for task in BENCH_TASKS:
-        own = [key for key in keys if key[0] == task]
-        if own:
-            parts = [_part(scores, key, chosen.get(key, ([], [])), pictures) for key in own]
-            tasks.append({"name": task, "title": TASK_TITLES[task], "radar": _task_radar(scores, own), "parts": parts})
+        task_keys = [key for key in keys if key[0] == task]
+        if task_keys:
+            parts = [_part(scores, key, chosen.get(key, ([], [])), pictures) for key in task_keys]
+            tasks.append({"name": task, "title": TASK_TITLES[task], "radar": _task_radar(scores, task_keys), "parts": parts})
     return tasks
 
 

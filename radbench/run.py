@@ -92,12 +92,12 @@ def run(options: RunOptions, load_model: Callable[[], Model], processes: Process
     training = ("train",) if options.split == "validation" else ("train", "validation")
     leaks = find_leaks(items, options.train_data or options.data, training) if processes.is_main else {}
     model = load_model()
-    asked = [item for item in items if model.scores_options or item.form != "likelihood"]
-    if len(asked) < len(items):
-        count = len(items) - len(asked)
+    supported_items = [item for item in items if model.scores_options or item.form != "likelihood"]
+    if len(supported_items) < len(items):
+        count = len(items) - len(supported_items)
         warnings.append(f"{count:,} items of the form likelihood were not asked: the model scores no options.")
     conditions = (*MODEL_CONDITIONS, *(STABILITY if options.stability else ()))
-    requests = make_requests(asked, records, conditions, options.seed)
+    requests = make_requests(supported_items, records, conditions, options.seed)
     reader = ScanReader(options.data)
     batches = plan_batches(requests, model, records, reader.position, options.batch_size)
     settings = _settings(options, items, model, conditions)

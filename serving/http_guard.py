@@ -84,17 +84,17 @@ class Admission:
     def enter(self) -> "Place":
         """A place for a request. Raises `ApiError` 429 with the seconds until one is likely to be free."""
         if self.count >= limits.QUEUE:
-            raise self.busy()
+            raise self.queue_full_error()
         self.count += 1
         self._metrics.in_progress.set(self.count)
         return Place(self)
 
-    def busy(self) -> ApiError:
+    def queue_full_error(self) -> ApiError:
         """Come back later."""
         message = f"The server has {self.count} requests to answer and takes no more."
         return ApiError(429, message, "queue_full", retry_after=max(round(self._mean_seconds), 1))
 
-    def left(self, seconds: float) -> None:
+    def release(self, seconds: float) -> None:
         """A place is free again."""
         self.count -= 1
         self._metrics.in_progress.set(self.count)
@@ -130,7 +130,7 @@ class Place:
         if self._num_bytes > limits.REQUEST_BYTES:
             raise too_large(limits.REQUEST_BYTES)
         if self._admission.num_bytes > limits.BODIES_BYTES:
-            raise self._admission.busy()
+            raise self._admission.queue_full_error()
 
     def forget_body(self) -> None:
         """The bytes of the body are no longer in memory."""
@@ -142,7 +142,7 @@ class Place:
         if not self._has_left:
             self._has_left = True
             self.forget_body()
-            self._admission.left(time.monotonic() - self._entered)
+            self._admission.release(time.monotonic() - self._entered)
 
 
 class AnswerStream(StreamingResponse):

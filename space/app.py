@@ -111,7 +111,7 @@ def build(callbacks: Callbacks) -> gr.Blocks:
         reading |= {"show_progress": "minimal", "show_progress_on": notice}
         drawing: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 4, **private}
         seen = [notice, drop, panel, viewer, downloads]
-        asked = [chat, question, send, stop, downloads]
+        ask_outputs = [chat, question, send, stop, downloads]
 
         opened = blocks.load(callbacks.open, None, [card, *seen], **reading)
         dropped = drop.upload(callbacks.show, drop, seen, **reading)
@@ -119,16 +119,16 @@ def build(callbacks: Callbacks) -> gr.Blocks:
         viewer.flat(callbacks.flat, None, viewer, **drawing)
         chosen = viewer.choose(callbacks.choose, None, seen, **reading)
         for read in (opened, dropped, chosen):
-            read.then(callbacks.ask_waiting, None, asked, **asking)
-        gr.on([question.submit, send.click], callbacks.ask, question, asked, **asking)
+            read.then(callbacks.ask_waiting, None, ask_outputs, **asking)
+        gr.on([question.submit, send.click], callbacks.ask, question, ask_outputs, **asking)
         for button in buttons:
             fill = button.click(tasks.get, button, question, queue=False, **private)
-            fill.then(callbacks.ask, question, asked, **asking)
+            fill.then(callbacks.ask, question, ask_outputs, **asking)
         for button in examples:
             shown = button.click(callbacks.example, button, [*seen, question], **reading)
-            shown.then(callbacks.ask, question, asked, **asking)
+            shown.then(callbacks.ask, question, ask_outputs, **asking)
         stop.click(callbacks.stop, None, None, queue=False, **private)
-        where.click(callbacks.where, None, [viewer, downloads, notice], **asking)
+        where.click(callbacks.show_attention, None, [viewer, downloads, notice], **asking)
         gr.on([restart.click, chat.clear], callbacks.restart, None, [*seen, chat], js=markup.CONFIRM_JS, **drawing)
         blocks.unload(callbacks.leave)
     return blocks

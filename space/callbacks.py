@@ -85,7 +85,7 @@ class Callbacks:
             for read in session.read(paths):
                 found, refused = read.scans, read.refused
                 if session.scans and not session.closed:
-                    yield KEEP, KEEP, *self.look(session)
+                    yield KEEP, KEEP, *self.current_view(session)
         except AnswerError as error:
             yield markup.notice(str(error), bad=True), None, *[KEEP] * 3
             return
@@ -93,7 +93,7 @@ class Callbacks:
         warnings = [f"{scan.title}: {warning}" for scan in found for warning in scan.about["warnings"]]
         notice = markup.notice(" ".join([*refused, *warnings]), bad=bool(refused))
         if not session.closed:
-            yield notice, None, *self.look(session)
+            yield notice, None, *self.current_view(session)
 
     def example(self, label: str, request: gr.Request) -> Iterator[Outputs]:
         """Read an example → as `show`, and the question to ask about it."""
@@ -111,13 +111,13 @@ class Callbacks:
             for read in session.choose(number, choice):
                 refused = read.refused
                 if not session.closed:
-                    yield KEEP, KEEP, *self.look(session)
+                    yield KEEP, KEEP, *self.current_view(session)
         except AnswerError as error:
             yield markup.notice(str(error), bad=True), *[KEEP] * 4
             return
-        yield markup.notice(" ".join(refused), bad=bool(refused)), KEEP, *self.look(session)
+        yield markup.notice(" ".join(refused), bad=bool(refused)), KEEP, *self.current_view(session)
 
-    def look(self, session: Session) -> Outputs:
+    def current_view(self, session: Session) -> Outputs:
         """Series panel, viewer and downloads for the current scan."""
         if not session.scans:
             return "", None, ""
@@ -140,7 +140,7 @@ class Callbacks:
         if number is None:
             return KEEP, KEEP, KEEP
         session.current = number
-        return self.look(session)
+        return self.current_view(session)
 
     def flat(self, event: gr.EventData, request: gr.Request) -> Any:
         """Slices for a browser without WebGL2 → viewer."""
@@ -204,7 +204,7 @@ class Callbacks:
         """End the answer that is being given."""
         self.session(request).stop.touch()
 
-    def where(self, request: gr.Request) -> Outputs:
+    def show_attention(self, request: gr.Request) -> Outputs:
         """The attention over the current scan → viewer, downloads, notice."""
         try:
             session = self.session(request)

@@ -16,12 +16,12 @@ class Example:
     remark: str
 
 
-def _of(package: str, *place: str) -> Path:
+def _package_file(package: str, *place: str) -> Path:
     spec = find_spec(package)
     return Path(spec.origin or "" if spec else package).parent.joinpath(*place)
 
 
-NIFTI, DICOM = _of("nibabel", "tests", "data"), _of("pydicom", "data", "test_files")
+NIFTI, DICOM = _package_file("nibabel", "tests", "data"), _package_file("pydicom", "data", "test_files")
 NIBABEL, PYDICOM = "nibabel's test data, MIT licence", "pydicom's test data, MIT licence"
 EXAMPLES = {
     "Brain, MR volume": Example(

@@ -49,7 +49,7 @@ class Model:
     """A model and its processor. Everything but loading raises `AnswerError` where the model could not be loaded."""
 
     def __init__(self, repository: Repository):
-        """Load the model; a failure is kept and raised by `loaded`."""
+        """Load the model; a failure is kept and raised by `model_and_processor`."""
         self._turn = Lock()
         self._repository = repository
         self._failure: Exception | None = None
@@ -71,7 +71,7 @@ class Model:
         return model.eval().to(device), processor
 
     @property
-    def loaded(self) -> tuple[Any, Any]:
+    def model_and_processor(self) -> tuple[Any, Any]:
         """Model and processor."""
         if isinstance(self._failure, torch.OutOfMemoryError):
             raise AnswerError(f"The model {self._repository.model_id} does not fit into this machine's memory.")
@@ -81,7 +81,7 @@ class Model:
 
     def num_parameters(self) -> int:
         """How many parameters the model has."""
-        return sum(parameter.numel() for parameter in self.loaded[0].parameters())
+        return sum(parameter.numel() for parameter in self.model_and_processor[0].parameters())
 
     def image_tokens(self, pixel_values: Path) -> torch.Tensor:
         """The image tokens (tokens, width) of the `pixel_values` in a file."""
@@ -104,7 +104,7 @@ class Model:
             return self._p_yes(messages, features)
 
     def _inputs(self, messages: list[Message]) -> Any:
-        model, processor = self.loaded
+        model, processor = self.model_and_processor
         inputs = encode(processor, messages)
         longest = context_length(model)
         if inputs["input_ids"].shape[1] + NEW_TOKENS > longest:
@@ -114,20 +114,20 @@ class Model:
     @on_gpu
     @torch.inference_mode()
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        model = self.loaded[0]
+        model = self.model_and_processor[0]
         with self._turn:
             return model.get_image_features([pixel_values.to(model.device)]).pooler_output[0].cpu()
 
     @on_gpu
     @torch.inference_mode()
     def _attend(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        model = self.loaded[0]
+        model = self.model_and_processor[0]
         with self._turn:
             return model.image_attention([pixel_values.to(model.device)])[0].float().cpu()
 
     @on_gpu
     def _generate(self, messages: list[Message], features: Sequence[torch.Tensor], stop: Path) -> Iterator[str]:
-        model, processor = self.loaded
+        model, processor = self.model_and_processor
         inputs = self._inputs(messages)
         streamer = TextIteratorStreamer(
             processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=SECONDS_A_TOKEN
@@ -167,7 +167,7 @@ class Model:
         return 1 / (1 + math.exp(no - yes))
 
     def _log_probability(self, messages: list[Message], features: Sequence[torch.Tensor], answer: str) -> float:
-        model = self.loaded[0]
+        model = self.model_and_processor[0]
         prompt_ids = self._inputs(messages)["input_ids"]
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         input_ids = self._inputs([*messages, reply])["input_ids"]

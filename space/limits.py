@@ -1,4 +1,4 @@
-"""What one request, one visitor and all visitors together may take. Each number can be set by an environment variable."""
+"""What one request, one visitor and all visitors together may take. `_number` reads an environment variable."""
 
 import os
 

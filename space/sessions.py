@@ -184,13 +184,13 @@ class Session:
             raise AnswerError("The scan is still being read: ask again in a moment.")
         if self.tasks.scans_per_question == 1:
             about = [self.scans[n - 1] for n in dict.fromkeys(named or [self.current])]
-            asked = [scan for earlier in self.turns if not earlier.refused for scan in earlier.scans]
-            placed = [n for n in dict.fromkeys(named or [self.current]) if self.scans[n - 1] not in asked]
+            earlier_scans = [scan for earlier in self.turns if not earlier.refused for scan in earlier.scans]
+            placed = [n for n in dict.fromkeys(named or [self.current]) if self.scans[n - 1] not in earlier_scans]
         else:
-            asked = [scan for earlier in self.turns for scan in earlier.scans]
-            waiting = [n for n, scan in enumerate(self.scans, 1) if scan not in asked and n not in named]
+            earlier_scans = [scan for earlier in self.turns for scan in earlier.scans]
+            waiting = [n for n, scan in enumerate(self.scans, 1) if scan not in earlier_scans and n not in named]
             placed = waiting + named
-            about = [self.scans[n - 1] for n in dict.fromkeys(placed)] or list(dict.fromkeys(asked))
+            about = [self.scans[n - 1] for n in dict.fromkeys(placed)] or list(dict.fromkeys(earlier_scans))
         parts = _parts(question, placed, named)
         scans = [self.scans[part["scan"] - 1] for part in parts if part["type"] == "image"]
         return Turn(parts, scans, about, self._shown(question, about, named))

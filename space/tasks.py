@@ -151,8 +151,8 @@ class Tasks:
         if not fitting:
             return f"{knows} This is {scan.about['modality_name']}."
         series = scan.about["series"] or ""
-        given = CONTRAST.search(series) and not NO_CONTRAST.search(series)
-        if modality is not None and all(f["contrast"] for f in fitting) and not given:
+        contrast_given = CONTRAST.search(series) and not NO_CONTRAST.search(series)
+        if modality is not None and all(f["contrast"] for f in fitting) and not contrast_given:
             return f"{knows} Nothing in this file says that contrast was given."
         return ""
 
@@ -188,7 +188,7 @@ def _note(labels: int, rows: Sequence[dict[str, Any]]) -> str:
 
 def _contradiction(answer: str, scan: StoredScan) -> str:
     """A sentence where the header of a scan says another modality than the answer."""
-    modality, said = scan.about["modality"], MODALITY_CODES.get(answer.strip(". "))
-    if modality is None or said is None or modality in said:
+    modality, answer_modalities = scan.about["modality"], MODALITY_CODES.get(answer.strip(". "))
+    if modality is None or answer_modalities is None or modality in answer_modalities:
         return ""
     return f"The header of the file says {scan.about['modality_name']}: this answer is wrong."

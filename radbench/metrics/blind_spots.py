@@ -77,8 +77,8 @@ def measure(
     """
     rows = []
     for change, function in CHANGES.items():
-        own = _changed(references, function)
-        originals, changed = zip(*(own or _changed(EXAMPLES, function)), strict=True)
+        changed_references = _changed(references, function)
+        originals, changed = zip(*(changed_references or _changed(EXAMPLES, function)), strict=True)
         for measurement in _all_metrics(changed, originals, extractor, text_model):
             value = measurement.score
             rows.append(
@@ -87,7 +87,7 @@ def measure(
                     "metric": measurement.name,
                     "value": None if value != value else round(value, 6),
                     "n": len(changed),
-                    "texts": "references of the benchmark" if own else "examples",
+                    "texts": "references of the benchmark" if changed_references else "examples",
                 }
             )
     return rows

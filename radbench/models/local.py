@@ -86,8 +86,9 @@ class LocalModel(ABC):
     def answer(self, prepared: Prepared) -> list[Answer]:
         encoded = self._encode(prepared.pixels)
         rows = [Row(prompt, request.scans) for prompt, request in zip(prepared.prompts, prepared.requests, strict=True)]
-        asked = [index for index, request in enumerate(prepared.requests) if request.generates]
-        texts = dict(zip(asked, self._generate([rows[index] for index in asked], encoded), strict=True))
+        generated_indices = [index for index, request in enumerate(prepared.requests) if request.generates]
+        generated = self._generate([rows[index] for index in generated_indices], encoded)
+        texts = dict(zip(generated_indices, generated, strict=True))
         likelihoods = self._score(prepared, rows, encoded)
         return [
             Answer(texts.get(index, ""), likelihoods.get(index), self._shown_prompt(prompt))

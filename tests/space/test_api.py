@@ -129,7 +129,7 @@ def test_a_model_that_is_not_there_is_told(tmp_path):
     with pytest.raises(AnswerError, match="cannot be loaded: set RADFM_MODEL"):
         _ = repository.reader
     with pytest.raises(AnswerError, match="cannot be loaded: set RADFM_MODEL"):
-        _ = Model(repository).loaded
+        _ = Model(repository).model_and_processor
     assert repository.scores == [] and repository.tasks == {}
 
 

@@ -143,8 +143,8 @@ def _closed(answers: GreedyAnswerer, pack: str, scans: list[DemoScan]) -> list[S
                 wordings = CLOSED["normal" if value == "normal" else "diagnosis" if label == "finding" else label]
                 cases.append((scan, rng.choice(wordings).format(a=article(value), value=value) + YES_OR_NO, answer))
         if cases:
-            of, questions, truth = [c[0] for c in cases], [c[1] for c in cases], [c[2] for c in cases]
-            right, blank = (_right(reply(of, questions), truth) for reply in (answers, answers.blank))
+            case_scans, questions, truth = [c[0] for c in cases], [c[1] for c in cases], [c[2] for c in cases]
+            right, blank = (_right(reply(case_scans, questions), truth) for reply in (answers, answers.blank))
             scores.append(Score(pack, kind, len(cases), right, blank, max(Counter(truth).values())))
     return scores
 

@@ -30,11 +30,11 @@ def train_demo(recipe: Recipe) -> Path:
     assert stages is not None
     keep_recipe(recipe, out, write=True)
     scans = read_scans(recipe.data, "train", image_processor(), out / "scans")
-    there = {scan.kind for scan in scans}
+    scan_kinds = {scan.kind for scan in scans}
     for name, stage in (("tower", stages.tower), ("language", stages.language)):
-        if missing := sorted(set(stage.scans) - there):
+        if missing := sorted(set(stage.scans) - scan_kinds):
             raise RecipeError(
-                f"stages.{name}.scans.{missing[0]}: the data set has no such scans; it has {', '.join(sorted(there))}."
+                f"stages.{name}.scans.{missing[0]}: the data set has no such scans; it has {', '.join(sorted(scan_kinds))}."
             )
     processor = RadFMProcessor(image_processor(), train_tokenizer(texts_of(scans)))
     values = label_values(scans)
