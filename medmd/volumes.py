@@ -49,7 +49,7 @@ def _shrink(scan: Scan, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray |
         limit = size[1] if axis == slices else max(round(count * size[0] / max(size[0], largest)), 1)
         if count <= limit:
             continue
-        voxels = np.moveaxis(np.tensordot(_averages(count, limit), voxels, axes=(1, axis + 1)), 0, axis + 1)
+        voxels = average(voxels, axis + 1, limit)
         if affine is not None:
             step = count / limit
             affine[:3, 3] += (
@@ -68,13 +68,24 @@ def _slice_axis(scan: Scan) -> int:
     return min((2, 1, 0), key=shape.__getitem__)
 
 
-def _averages(count: int, new_count: int) -> np.ndarray:
-    """(new_count, count): row i averages the old voxels that the new voxel i covers, in part or wholly."""
-    edges = np.linspace(0, count, new_count + 1)
-    starts, ends = np.arange(count), np.arange(1, count + 1)
-    overlap = np.minimum(edges[1:, None], ends) - np.maximum(edges[:-1, None], starts)
-    weights = np.clip(overlap, 0, None)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+def average(voxels: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """The voxels with `count` of them along an axis: each is the mean of the old ones that it covers, in part or wholly.
+
+    The terms are added one after the other, and not by a matrix product, whose last bit depends on the processor and on the
+    number of threads: the same scan has to give the same bytes everywhere.
+    """
+    old = voxels.shape[axis]
+    edges = np.linspace(0, old, count + 1)
+    first = np.floor(edges[:-1]).astype(int)
+    covered = int((np.ceil(edges[1:]) - first).max())
+    along_axis = [-1 if a == axis else 1 for a in range(voxels.ndim)]
+    total: np.ndarray = np.zeros((), np.float32)
+    for index in range(covered):
+        places = np.minimum(first + index, old - 1)
+        overlap = np.clip(np.minimum(edges[1:], first + index + 1) - np.maximum(edges[:-1], first + index), 0, None)
+        share = (overlap / np.diff(edges)).astype(np.float32)
+        total = total + np.take(voxels, places, axis) * share.reshape(along_axis)
+    return total
 
 
 def _quantise(voxels: np.ndarray, whole: bool) -> tuple[np.ndarray, float, float]:

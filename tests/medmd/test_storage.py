@@ -12,6 +12,7 @@ from radfm.load_scan_radfm import ScanError, load_scan
 from radfm.medmd.hashing import hash_distance
 from radfm.medmd.image_metadata import DamagedImageError, metadata_of, strip_metadata
 from radfm.medmd.scans import StorageOptions, store_scans
+from radfm.medmd.volumes import average
 
 FULL = StorageOptions(volume_size=None)
 
@@ -143,3 +144,14 @@ def test_what_is_not_there_is_named(reference, tmp_path):
     np.savez(tmp_path / "a.npz", x=pixels(1, (2, 4, 4)))
     with pytest.raises(ScanError, match=reference.split("::")[0]):
         store_scans(tmp_path, [reference], FULL)
+
+
+def test_an_average_is_a_sum_in_order_so_that_no_bit_depends_on_the_processor_or_its_threads():
+    """A matrix product gave other last bits in a process with another number of threads, and so another file."""
+    old = np.random.default_rng(0).normal(0, 500, (7, 400)).astype(np.float32)
+    sevenths = [[(0, 3), (1, 3), (2, 1)], [(2, 2), (3, 3), (4, 2)], [(4, 1), (5, 3), (6, 3)]]
+    new = np.zeros((3, 400), np.float32)
+    for row, terms in enumerate(sevenths):
+        for place, share in terms:
+            new[row] += old[place] * np.float32(share / 7)
+    assert np.array_equal(average(old[None], 1, 3)[0], new)
