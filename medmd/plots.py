@@ -12,6 +12,7 @@ CHARTS = (
     ("words per answer", "Words per answer (at least)"),
 )
 MAX_BARS = 15
+LABEL_LETTERS = 28
 
 
 def draw_plots(folder: Path, statistics: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -28,7 +29,9 @@ def draw_plots(folder: Path, statistics: Mapping[str, Mapping[str, int]]) -> lis
         if name == "words per answer":
             items.sort(key=lambda item: int(item[0]))
         items = items[:MAX_BARS][::-1]
-        axes.barh([label[:24] for label, _ in items], [count for _, count in items], color="#33658a")
+        # By places: bars with labels that are shortened to the same letters would be drawn over each other.
+        axes.barh(range(len(items)), [count for _, count in items], color="#33658a")
+        axes.set_yticks(range(len(items)), [_shorten(label) for label, _ in items])
         axes.set_title(title, fontsize=10)
         axes.tick_params(labelsize=8)
         for side in ("top", "right"):
@@ -36,3 +39,7 @@ def draw_plots(folder: Path, statistics: Mapping[str, Mapping[str, int]]) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(folder / "statistics.png", metadata={"Software": None})
     return [f"{folder.name}/statistics.png"]
+
+
+def _shorten(label: str) -> str:
+    return label if len(label) <= LABEL_LETTERS else label[: LABEL_LETTERS - 1] + "…"
