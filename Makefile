@@ -20,7 +20,7 @@ help:
 	@echo "make test-long         tests that take minutes each: trainings that are resumed at every step, a rank that is killed"
 	@echo "make test-fast         the tests that take seconds: no browser, no server, no training"
 	@echo "make test-transformers transformers' own test suites on RadFM's classes"
-	@echo "make test-oldest       the tests on transformers $(OLDEST_TRANSFORMERS), the oldest that is admitted"
+	@echo "make test-oldest       those of make test on transformers $(OLDEST_TRANSFORMERS), the oldest that is admitted"
 	@echo "make lint              ruff, import directions, mypy"
 	@echo "make docs              the documentation, in build/site/; make docs-serve shows it while you write"
 	@echo "make coverage          which lines the tests run, child processes included; HTML in build/coverage/"
@@ -68,7 +68,7 @@ test-oldest:
 	python3 -m venv $(OLDEST)
 	grep -v -E '^(transformers|huggingface_hub|tokenizers)==' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install -q --disable-pip-version-check -c $(OLDEST)/constraints.txt 'transformers==$(OLDEST_TRANSFORMERS)' -e '.[dev]'
-	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST) $(PARALLEL)
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST) $(PARALLEL) -m "not browser and not long"
 
 docs: setup
 	sh scripts/mkdocs.sh $(BIN)/mkdocs build --strict
