@@ -152,7 +152,15 @@ def build(page: RatingPage) -> gr.Blocks:
         for number, (_, value, reason) in enumerate(answers):
             # `input` and not `change`: a value that the page sets itself is no click of the rater.
             events = [value.input, reason.blur, reason.submit]
-            gr.on(events, lambda at, v, r, n=number: page.save(at, n, v, r), [place, value, reason], progress, **quiet)
+            # "multiple": by default Gradio drops an event that comes while the last one is still being saved.
+            gr.on(
+                events,
+                lambda at, v, r, n=number: page.save(at, n, v, r),
+                [place, value, reason],
+                progress,
+                trigger_mode="multiple",
+                **quiet,
+            )
     return blocks
 
 

@@ -123,8 +123,15 @@ def test_ratings_stand_on_the_page_of_a_comparison(folders, tmp_path):
 
 
 @pytest.mark.browser
-def test_a_rater_at_work(tmp_path, series_zips):
+def test_a_rater_at_work(tmp_path, series_zips, monkeypatch):
     """Keys and clicks, a reason, a reload in the middle: everything is kept, and nothing tells which model is which."""
+    save = RatingStore.save
+
+    def save_slowly(store: RatingStore, click: Click) -> None:
+        time.sleep(1)  # the next click comes before this one is kept
+        save(store, click)
+
+    monkeypatch.setattr(RatingStore, "save", save_slowly)
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
     pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[space]'")
     if CHROMIUM is None:
