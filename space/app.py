@@ -114,9 +114,10 @@ def build(callbacks: Callbacks) -> gr.Blocks:
         ask_outputs = [chat, question, send, stop, downloads]
 
         opened = blocks.load(callbacks.open, None, [card, *seen], **reading)
-        dropped = drop.upload(callbacks.show, drop, seen, **reading)
-        panel.select(callbacks.select, None, [panel, viewer, downloads], **drawing)
-        viewer.flat(callbacks.flat, None, viewer, **drawing)
+        # By default Gradio drops an event that comes while the last one of its kind is still being answered.
+        dropped = drop.upload(callbacks.drop, drop, seen, trigger_mode="multiple", **reading)
+        panel.select(callbacks.select, None, [panel, viewer, downloads], trigger_mode="always_last", **drawing)
+        viewer.flat(callbacks.flat, None, viewer, trigger_mode="always_last", **drawing)
         chosen = viewer.choose(callbacks.choose, None, seen, **reading)
         for read in (opened, dropped, chosen):
             read.then(callbacks.ask_waiting, None, ask_outputs, **asking)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,12 @@ class Callbacks:
         notice = markup.notice(" ".join([*refused, *warnings]), bad=bool(refused))
         if not session.closed:
             yield notice, None, *self.current_view(session)
+
+    def drop(self, files: list[str] | None, request: gr.Request) -> Iterator[Outputs]:
+        """Files were dropped, perhaps while others are being read → as `show`."""
+        with suppress(AnswerError):  # `show` says it
+            files = self.session(request).select_new(files or [])
+        yield from self.show(files, request)
 
     def example(self, label: str, request: gr.Request) -> Iterator[Outputs]:
         """Read an example → as `show`, and the question to ask about it."""

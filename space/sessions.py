@@ -75,6 +75,7 @@ class Session:
     current: int = 0
     reading: int = 0
     waiting: str = ""
+    dropped: list[str] = field(default_factory=list)
     closed: bool = False
     used: float = field(default_factory=time.monotonic)
 
@@ -85,6 +86,11 @@ class Session:
     def stop(self) -> Path:
         """The file that ends the answer which is being given."""
         return self.folder / "stop"
+
+    def select_new(self, files: list[str]) -> list[str]:
+        """The files of a drop that were not in the drop before: while one waits to be read, the zone keeps its files."""
+        before, self.dropped = self.dropped, files
+        return files[len(before) :] if len(files) > len(before) and files[: len(before)] == before else files
 
     def read(self, files: list[Path]) -> Iterator[Read]:
         """Read files into scans; they are added as soon as they can be seen. Raises `AnswerError`."""

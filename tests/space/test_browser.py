@@ -344,6 +344,18 @@ def test_the_chat_renders_no_html_no_markdown_no_remote_image(visit):
     assert typed in shown.inner_text() and shown.locator("form, strong, img[src*=example]").count() == 0
 
 
+def test_what_is_dropped_while_another_scan_is_read_is_read_after_it(visit, series_zips, dicom_files):
+    visitor = visit()
+    files = [series_zips / "dicom_series_ct.zip", dicom_files / "693_J2KI.dcm", dicom_files / "MR_small.dcm"]
+    for file in files:
+        with visitor.page.expect_response("**/upload?*"):
+            visitor.drop(file)
+    visitor.page.wait_for_selector("#panel li >> nth=3")
+    visitor.sees(4)
+    sizes = visitor.page.locator("#panel li").all_inner_texts()
+    assert len(sizes) == 4 and "512 × 512 × 20" in sizes[1] and "64 × 64" in sizes[3]
+
+
 def test_a_bad_file_is_told_and_the_page_works_on(visit, tmp_path):
     visitor = visit()
     (tmp_path / "letter.txt").write_text("Dear colleague")

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,9 +34,15 @@ def configure_fsdp2() -> None:
 
 
 def lose_rank_1() -> None:
-    """Kill rank 1 where it would write its random state, the last that it writes of a checkpoint."""
+    """Kill rank 1 where it would write its random state, the last part of a checkpoint, once rank 0 has written its own."""
+
+    def die(trainer: Trainer, folder: str) -> None:
+        while not Path(folder, "rng_state_0.pth").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
     if os.environ["RANK"] == "1":
-        Trainer._save_rng_state = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        Trainer._save_rng_state = die
 
 
 if __name__ == "__main__":
