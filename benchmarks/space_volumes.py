@@ -27,13 +27,11 @@ from running_space import running_space
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "space"))
 
-from visitor import CHROMIUM, SCREENS, WEBGL, Visitor  # noqa: E402
+from visitor import CHROMIUM, NEXT_FRAME, SCREENS, WEBGL, Visitor  # noqa: E402
 
 LOAD = "import sys, time; from radfm.load_scan_radfm import load_scan; start = time.monotonic(); load_scan(sys.argv[1]); "
 LOAD += "print(time.monotonic() - start)"
 ROWS = COLUMNS = 512
-# The second frame begins when the first is on the screen.
-NEXT_FRAME = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def slice_of_noise(number: int) -> np.ndarray:

@@ -151,8 +151,10 @@ class ScanReader:
         try:
             await asyncio.shield(starting)
             loop.add_reader(process.sentinel, ended.set)
-            await ended.wait()
-            loop.remove_reader(process.sentinel)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(process.sentinel)
         finally:
             # The one thread has started the child by then, also where the request was given up meanwhile.
             await asyncio.shield(loop.run_in_executor(self._children, _end, process))

@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "space"), str(ROOT / "benchmarks")]
 
 from running_space import running_space  # noqa: E402
-from visitor import CHROMIUM, WEBGL, Visitor  # noqa: E402
+from visitor import CHROMIUM, NEXT_FRAME, WEBGL, Visitor  # noqa: E402
 
 SCAN = Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 QUESTION = "Which body part is shown?"
@@ -39,7 +39,7 @@ class Recording:
 
     def keep(self, milliseconds: int) -> None:
         """Keep what the page shows, after its next frame."""
-        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        self.page.evaluate(NEXT_FRAME)
         frame = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
         x, y = self.pointer
         outline = [(x + dx, y + dy) for dx, dy in POINTER]

@@ -1,4 +1,4 @@
-"""Scans that are read in child processes: the exit status of each child is its own, and none outlives its request."""
+"""Scans that are read in child processes: each exit status belongs to one child, and no child outlives the request."""
 
 import asyncio
 import signal
@@ -65,3 +65,26 @@ def test_a_request_that_is_given_up_while_its_child_starts_ends_the_child(ct, tm
 
     assert asyncio.run(give_up_while_starting()) == (True, [-signal.SIGKILL])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_request_that_is_given_up_while_its_child_reads_leaves_no_watch_on_the_child(ct, tmp_path, monkeypatch):
+    """Its descriptor is closed and used again: the next child with the same number could not be watched."""
+
+    async def give_up_while_reading():
+        reader, loop, watched = ScanReader(RadFMImageProcessor().to_dict(), tmp_path), asyncio.get_running_loop(), []
+        await reader.start()
+        add_reader, begun = loop.add_reader, asyncio.Event()
+
+        def add_and_tell(descriptor, *callback):
+            add_reader(descriptor, *callback)
+            watched.append(descriptor)
+            begun.set()
+
+        monkeypatch.setattr(loop, "add_reader", add_and_tell)
+        request = asyncio.create_task(reader.read(Source.from_bytes(ct), read_options(ReadChoice())))
+        await begun.wait()
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        return [loop.remove_reader(descriptor) for descriptor in watched]
+
+    assert asyncio.run(give_up_while_reading()) == [False]

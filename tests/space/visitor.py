@@ -14,6 +14,8 @@ SCREENS = {
     "wide-light": {"viewport": {"width": 1366, "height": 850}, "color_scheme": "light"},
     "narrow-dark": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True},
 }
+# The second frame begins when the first is on the screen.
+NEXT_FRAME = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 VIEWER = "document.querySelector('#viewer [data-part=viewer]').parentElement.viewer"
 # A slow machine under load draws one frame of software WebGL in seconds.
 PATIENCE_MS = 300_000
@@ -85,7 +87,7 @@ class Visitor:
         """What the stage shows, as grey values, after the next frame was drawn."""
         from PIL import Image
 
-        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        self.page.evaluate(NEXT_FRAME)
         return np.asarray(Image.open(io.BytesIO(self.page.locator("[data-part=stage]").screenshot())).convert("L"), float)
 
     def keep(self, name: str) -> None:
