@@ -1,12 +1,14 @@
-"""`radfm serve` as a process of its own, asked by OpenAI's client."""
+"""Starts `radfm serve` in a child process, and asks it with OpenAI's client."""
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -21,7 +23,11 @@ KEY = "RADFM_API_KEY"
 def start_process(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
     """`radfm serve` of the demo checkpoint, the leader of a process group."""
     command = [sys.executable, "-m", "radfm.cli", "serve", "--device", "cpu", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT.parent, env=env, process_group=0)
+    # A background job of a shell ignores SIGINT, and its processes with it; what a server does with it is tested.
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT.parent, env=env, process_group=0, preexec_fn=restore
+    )
 
 
 class Server:
