@@ -1,8 +1,8 @@
 """Attention over packed scans, through transformers' `AttentionInterface`.
 
 - A pack is one tensor with the rows of all scans, one scan after another; `PackedLengths` holds where each scan starts.
-- `eager` and `sdpa` get neighbouring scans of equal length as one batch; `flash_attention_2` and `radfm` (RadFM's Triton
-  kernels) get the whole pack with `cu_seq_lens`.
+- `eager` and `sdpa` get neighbouring scans of equal length as one batch; `flash_attention_2` gets the whole pack with
+  `cu_seq_lens`, and so does `radfm` (RadFM's Triton kernels), if the pack would be more than a few batches.
 - Shape letters: R rows of a pack, h heads, d width of a head, S scans in one batch, Q and K rows of one scan.
 """
 
@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +38,9 @@ KERNELS = "RADFM_KERNELS"
 OFF = "0"
 # The interface of the kernels that this file calls: branch "v1" of a kernel repository.
 KERNELS_VERSION = 1
+# With `radfm`, a pack of more batches than this goes to the kernel as one. On an H200 (kernels/benchmarks/results.json)
+# PyTorch's attention took 0.92 to 0.95 of the kernel's time for 1 and 2 batches, and 1.2 times as much for 12.
+MAX_SDPA_BATCHES = 4
 # The name of remote code begins so: whoever runs it has passed trust_remote_code=True for the repository of the model.
 REMOTE_CODE = "transformers_modules."
 
@@ -74,9 +77,15 @@ class LatentPack:
     """Row layout of the Perceiver's attention: a scan has `latents` queries; its keys are its patches, then its latents."""
 
     def __init__(self, patches: PackedLengths, latents: int, device: torch.device):
-        self.patches, self.latents = patches, latents
-        self.queries = PackedLengths([latents] * len(patches.lengths), device)
-        self.keys = PackedLengths([length + latents for length in patches.lengths], device)
+        self.patches, self.latents, self.device = patches, latents, device
+
+    @cached_property
+    def queries(self) -> PackedLengths:
+        return PackedLengths([self.latents] * len(self.patches.lengths), self.device)
+
+    @cached_property
+    def keys(self) -> PackedLengths:
+        return PackedLengths([length + self.latents for length in self.patches.lengths], self.device)
 
     def interleave(self, patch_rows: torch.Tensor, latent_rows: torch.Tensor) -> torch.Tensor:
         """Rows of patches and rows of latents → one tensor in the order of `keys`."""
@@ -245,13 +254,12 @@ def packed_attention(
     options: dict[str, Any] = {
         "scaling": module.scaling, "is_causal": False, "dropout": module.dropout if module.training else 0.0,
     }  # fmt: skip
-    if is_flash_attention_requested(module.config) or uses_kernels(module, query):
+    neighbours = groupby(zip(queries.lengths, keys.lengths, strict=True))
+    batches = [(*lengths, len(list(scans))) for lengths, scans in neighbours]
+    if is_flash_attention_requested(module.config) or (len(batches) > MAX_SDPA_BATCHES and uses_kernels(module, query)):
         options.update(cu_seq_lens_q=queries.cu_seqlens, cu_seq_lens_k=keys.cu_seqlens)
         options.update(max_length_q=queries.max_length, max_length_k=keys.max_length)
         batches = [(sum(queries.lengths), sum(keys.lengths), 1)]
-    else:
-        neighbours = groupby(zip(queries.lengths, keys.lengths, strict=True))
-        batches = [(*lengths, len(list(scans))) for lengths, scans in neighbours]
     outputs: list[torch.Tensor] = []
     weights: list[torch.Tensor] = []
     q = k = 0

@@ -17,7 +17,8 @@ from .run import load_base, make_arguments, make_plan, resolve_base
 from .stream import Shards
 
 ADAM_STATES = 2  # float32 numbers beside weight and gradient
-MATMUL_SIZE, MATMUL_SECONDS = 1024, 0.5
+# A product of this size takes milliseconds, on a GPU too: a shorter one would measure the launches.
+MATMUL_SIZE, MATMUL_SIZE_ON_GPU, MATMUL_SECONDS = 1024, 8192, 0.5
 # An assumption, not a measurement: the share of the rate of large matrix products that a training step reaches.
 REACHED = 0.5
 
@@ -102,12 +103,14 @@ def _flops_of_epoch(
 def _matmul_rate(args: TrainingArguments) -> float:
     """FLOP a second of matrix products on the device of the training."""
     dtype = torch.bfloat16 if args.bf16 else torch.float32
-    matrix = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=args.device, dtype=dtype)
+    size = MATMUL_SIZE_ON_GPU if args.device.type == "cuda" else MATMUL_SIZE
+    matrix = torch.randn(size, size, device=args.device, dtype=dtype)
+    float((matrix @ matrix)[0, 0])  # the first product also loads the library
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < MATMUL_SECONDS:
         float((matrix @ matrix)[0, 0])
         count += 1
-    return 2 * MATMUL_SIZE**3 * count / (time.perf_counter() - start)
+    return 2 * size**3 * count / (time.perf_counter() - start)
 
 
 def _duration(seconds: float) -> str:

@@ -68,24 +68,22 @@ def kernel_specs() -> Iterator[Spec]:
     attention = {"HEAD_DIM": 64, **DOT_OPTIONS}
     for name, kernel, configs in (
         ("packed attention, forward", packed._forward_kernel, packed.FORWARD_CONFIGS),
-        ("packed attention, dq", packed._dq_kernel, packed.BACKWARD_CONFIGS),
-        ("packed attention, dk and dv", packed._dkdv_kernel, packed.BACKWARD_CONFIGS),
+        ("packed attention, dq", packed._dq_kernel, packed.DQ_CONFIGS),
+        ("packed attention, dk and dv", packed._dkdv_kernel, packed.DKDV_CONFIGS),
     ):
         yield Spec(name, kernel, attention, configs, float32 | cu_seqlens)
     spans = {"LATENTS": 32, "BLOCK_M": 32, "SPAN": perceiver.SPAN, **attention}
     pointers = float32 | cu_seqlens
     yield Spec("Perceiver attention, forward", perceiver._forward_kernel, spans, perceiver.CONFIGS, pointers)
+    joined, join = {"HEAD_DIM": 64, "BLOCK_M": perceiver.JOIN_ROWS}, perceiver._join_kernel
+    yield Spec("Perceiver attention, joining of spans", join, joined, [({}, 4, 3)], pointers)
     pointers = pointers | {"dq_ptr": "fp32"}
     yield Spec("Perceiver attention, backward", perceiver._backward_kernel, spans, perceiver.CONFIGS, pointers)
-    patch = {"CHANNELS": 1, "PATCH_H": 32, "PATCH_W": 32, "PATCH_D": 4}
-    pointers = dict.fromkeys(("voxels_ptr", "mean_ptr", "rstd_ptr", "projected_ptr", "dprojected_ptr"), "fp32")
-    for name, kernel, constants, configs in (
-        ("statistics", patches._statistics_kernel, patch, [(patches.STATISTICS_BLOCKS, 4, 3)]),
-        ("project", patches._project_kernel, patch | DOT_OPTIONS, patches.PROJECT_CONFIGS),
-        ("norm and positions", patches._norm_positions_kernel, {}, [({"BLOCK_N": 1024}, 4, 3)]),
-        ("weight gradient", patches._weight_gradient_kernel, patch | DOT_OPTIONS, patches.WEIGHT_GRADIENT_CONFIGS),
-    ):
-        yield Spec(f"patch embedding, {name}", kernel, constants, configs, pointers)
+    patch = {"CHANNELS": 1, "PATCH_H": 32, "PATCH_W": 32, "PATCH_D": 4, "BLOCK_M": 4, "BLOCK_K": 4096}
+    configs = [({}, patches.NORMALISE_WARPS, 3)]
+    yield Spec("patch embedding, normalise", patches._normalise_kernel, patch, configs, {"voxels_ptr": "fp32"})
+    tokens = {"BLOCK_N": 1024}
+    yield Spec("patch embedding, norm and positions", patches._norm_positions_kernel, tokens, [({}, 4, 3)], {})
     pointers = {"labels_ptr": "i64", "masked_token_ids_ptr": "i64", "weights_ptr": "fp32", "loss_ptr": "fp32"}
     configs = [({"BLOCK_V": entropy.BLOCK_V}, 4, 3)]
     yield Spec("weighted cross-entropy", entropy._loss_and_gradient_kernel, {}, configs, pointers)

@@ -2,7 +2,9 @@
 
     python kernels/benchmarks/run.py --json kernels/benchmarks/results.json --plot kernels/benchmarks/results.png
 
-All of a row is measured in one run, in turn; times are medians. Ratios above 1 say that the kernel is faster than its rival.
+All of a row is measured in one run, in turn. A time is the median of calls from Python, one after the other; "busy" is what
+the card itself worked of it, and small shapes are bound by the rest, the launches. Ratios above 1 say that the kernel is
+faster than its rival, first by time, then by what the card worked. Rates are those of the busy card.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,19 @@ packed, perceiver, patches, entropy = (
 HEADS, HEAD_DIM, FEATURES, LATENTS = 8, 64, 768, 32
 # 28 X-rays of 512×512 and 4 CTs of 512×512×64, in patches of 32×32×4.
 MIX = (*[256] * 28, *[4096] * 4)
-SHAPES = {"256": (256,), "1,024": (1024,), "4,096": (4096,), "32,768": (32_768,), "28 X-rays and 4 CTs": MIX}
+# 12 CTs of 512×512, each with another number of slices.
+DEPTHS = tuple(256 * (8 + depth) for depth in range(12))
+SHAPES = {
+    "256": (256,),
+    "1,024": (1024,),
+    "4,096": (4096,),
+    "32,768": (32_768,),
+    "28 X-rays and 4 CTs": MIX,
+    "12 CTs of 32 to 76 slices": DEPTHS,
+}
+MOST_PADDED = 1 << 15
 DTYPE = torch.bfloat16
+PROFILED = 10
 VARLEN = (
     ("varlen_attn", "torch.nn.attention.varlen", "varlen_attn"),
     ("flash-attn", "flash_attn", "flash_attn_varlen_func"),
@@ -35,24 +49,36 @@ VARLEN = (
 
 
 @dataclass
+class Time:
+    """Milliseconds of a call, and of the card in it."""
+
+    ms: float
+    busy_ms: float
+
+
+@dataclass
 class Row:
-    """One kernel at one shape: milliseconds, floating-point operations, bytes that must move, and rivals' milliseconds."""
+    """One kernel at one shape: time, floating-point operations, bytes that must move, and the times of rivals."""
 
     kernel: str
     shape: str
-    ms: float
+    time: Time
     flop: float
     bytes: float
-    rivals: dict[str, float] = field(default_factory=dict)
+    rivals: dict[str, Time] = field(default_factory=dict)
     megabytes: float = 0.0
     rival_megabytes: float = 0.0
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    """Median of a run's time on the card."""
+def measure(work: Callable[[], object]) -> Time:
     import triton
 
-    return triton.testing.do_bench(work, warmup=50, rep=200, return_mode="median")
+    ms = triton.testing.do_bench(work, warmup=30, rep=100, return_mode="median")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(PROFILED):
+            work()
+        torch.cuda.synchronize()
+    return Time(ms, sum(event.self_device_time_total for event in profile.key_averages()) / PROFILED / 1e3)
 
 
 def megabytes(work: Callable[[], object]) -> float:
@@ -103,7 +129,19 @@ def packed_rows() -> Iterator[Row]:
             q, k, v = padded
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-        rivals: dict[str, tuple[Any, Any]] = {"padded SDPA": (sdpa, padded)}
+        def grouped(leaves=leaves, lengths=lengths) -> torch.Tensor:
+            """What the model does without the kernels: neighbours of one length as one batch."""
+            groups = [list(group) for _, group in groupby(lengths)]
+            outputs: list[torch.Tensor] = []
+            for q, k, v in zip(*(leaf.split([sum(group) for group in groups]) for leaf in leaves), strict=True):
+                scans = len(groups[len(outputs)])
+                batch = (t.view(scans, -1, HEADS, HEAD_DIM).transpose(1, 2) for t in (q, k, v))
+                outputs.append(F.scaled_dot_product_attention(*batch).transpose(1, 2).flatten(0, 1))
+            return torch.cat(outputs)
+
+        rivals: dict[str, tuple[Any, Any]] = {"SDPA of equal lengths": (grouped, leaves)}
+        if mask is not None and len(lengths) * max_seqlen < MOST_PADDED:
+            rivals["padded SDPA"] = (sdpa, padded)
         for rival, module, function in VARLEN:
             varlen = optional(module, function)
             if varlen is not None:
@@ -111,10 +149,10 @@ def packed_rows() -> Iterator[Row]:
         flop = 4 * HEADS * HEAD_DIM * sum(n * n for n in lengths)
         moved = 4 * total * HEADS * HEAD_DIM * 2
         with torch.no_grad():
-            times = {rival: milliseconds(work) for rival, (work, _) in rivals.items()}
-            yield Row("packed attention", name, milliseconds(kernel), flop, moved, times)
-        times = {rival: milliseconds(with_backward(work, of)) for rival, (work, of) in rivals.items()}
-        both = milliseconds(with_backward(kernel, leaves))
+            times = {rival: measure(work) for rival, (work, _) in rivals.items()}
+            yield Row("packed attention", name, measure(kernel), flop, moved, times)
+        times = {rival: measure(with_backward(work, of)) for rival, (work, of) in rivals.items()}
+        both = measure(with_backward(kernel, leaves))
         yield Row("packed attention, with backward", name, both, 3.5 * flop, 3 * moved, times)
 
 
@@ -137,8 +175,8 @@ def perceiver_rows() -> Iterator[Row]:
             return perceiver.perceiver_attention(*tensors, cu_seqlens, max_seqlen)
 
         flop = 4 * HEADS * HEAD_DIM * LATENTS * (total + rows)
-        rivals = {"SDPA of a concatenation": milliseconds(concatenated)}
-        yield Row("Perceiver attention", name, milliseconds(kernel), flop, 2 * total * HEADS * HEAD_DIM * 2, rivals)
+        rivals = {"SDPA of a concatenation": measure(concatenated)}
+        yield Row("Perceiver attention", name, measure(kernel), flop, 2 * total * HEADS * HEAD_DIM * 2, rivals)
 
 
 def patch_rows() -> Iterator[Row]:
@@ -167,9 +205,9 @@ def patch_rows() -> Iterator[Row]:
             return patches.reference(voxels, *parameters, patch_size=patch_size, eps=1e-5)
 
         moved = voxels.numel() * 2 + parameters[0].numel() * 2 + count * FEATURES * 2
-        times = {"published": milliseconds(published), "folded": milliseconds(folded)}
-        times["folded, compiled"] = milliseconds(torch.compile(folded))
-        yield Row("patch embedding", name, milliseconds(kernel), 2 * count * values * FEATURES, moved, times)
+        times = {"published": measure(published), "folded": measure(folded)}
+        times["folded, compiled"] = measure(torch.compile(folded))
+        yield Row("patch embedding", name, measure(kernel), 2 * count * values * FEATURES, moved, times)
 
 
 def entropy_rows() -> Iterator[Row]:
@@ -186,35 +224,49 @@ def entropy_rows() -> Iterator[Row]:
         def kernel(weights=weights) -> torch.Tensor:
             return entropy.weighted_cross_entropy(*leaves, labels, weights)
 
-        def both(loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(loss(), leaves)
+        for trained, products in (("", 6), (", head frozen", 4)):
+            leaves[1].requires_grad_(not trained)
 
-        flop = 6 * tokens * share * vocab_size * hidden_size
-        moved = 2 * (tokens + vocab_size) * hidden_size * 2
-        ms, rivals = milliseconds(both(kernel)), {"plain": milliseconds(both(plain))}
-        memory = megabytes(both(kernel)), megabytes(both(plain))
-        yield Row("weighted cross-entropy, with backward", name, ms, flop, moved, rivals, *memory)
+            def both(loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
+                return lambda: torch.autograd.grad(loss(), [leaf for leaf in leaves if leaf.requires_grad])
+
+            flop = products * tokens * share * vocab_size * hidden_size
+            moved = 2 * (tokens + vocab_size) * hidden_size * 2
+            time, rivals = measure(both(kernel)), {"plain": measure(both(plain))}
+            memory = megabytes(both(kernel)), megabytes(both(plain))
+            yield Row("weighted cross-entropy, with backward", name + trained, time, flop, moved, rivals, *memory)
 
 
 def card() -> tuple[float, float]:
     """Measured copy rate in TB/s, and rate of matrix products in TFLOP/s."""
     block = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    copied = 2 * block.numel() / milliseconds(lambda: block.clone()) / 1e9
+    copied = 2 * block.numel() / measure(lambda: block.clone()).ms / 1e9
     a, b = random(8192, 8192), random(8192, 8192)
-    return copied, 2 * 8192**3 / milliseconds(lambda: a @ b) / 1e9
+    return copied, 2 * 8192**3 / measure(lambda: a @ b).ms / 1e9
 
 
 def plot(rows: list[Row], file: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 0.35 * len(rows) + 1.5))
-    names = [f"{row.kernel}, {row.shape}" for row in rows]
-    axes.barh(names, [min(row.rivals.values()) / row.ms for row in rows], color="#4477aa")
+    figure, axes = plt.subplots(figsize=(9, 0.4 * len(rows) + 1.2))
+    for offset, name, field_name, color in (
+        (-0.2, "card", "busy_ms", "#4477aa"),
+        (0.2, "call from Python", "ms", "#bbccee"),
+    ):
+        ratios = [
+            min(getattr(rival, field_name) for rival in row.rivals.values()) / getattr(row.time, field_name) for row in rows
+        ]
+        axes.barh([i + offset for i in range(len(rows))], [r - 1 for r in ratios], 0.4, left=1, color=color, label=name)
+    axes.set_yticks(range(len(rows)), [f"{row.kernel}, {row.shape}" for row in rows])
     axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["¼", "½", "1", "2", "4", "8"])
+    axes.minorticks_off()
     axes.set_xlabel("times as fast as the fastest rival")
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.legend()
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=100)
 
 
 def main() -> int:
@@ -231,15 +283,16 @@ def main() -> int:
     print(
         f"{device}: copies {copied:.2f} TB/s, multiplies {multiplied:.0f} TFLOP/s in bfloat16; torch {torch.__version__}\n"
     )
-    print("| kernel | shape | ms | TB/s (of copy) | TFLOP/s (of matmul) | memory MB (rival) | times as fast as |")
-    print("|---|---|---|---|---|---|---|")
+    print("| kernel | shape | ms | busy | TB/s (of copy) | TFLOP/s (of matmul) | memory MB (rival) | times as fast as |")
+    print("|---|---|---|---|---|---|---|---|")
     rows = []
     for row in (*packed_rows(), *perceiver_rows(), *patch_rows(), *entropy_rows()):
         rows.append(row)
-        moved, work = row.bytes / row.ms / 1e9, row.flop / row.ms / 1e9
-        rivals = ", ".join(f"{name} {ms / row.ms:.2f}" for name, ms in row.rivals.items())
+        ms, busy = row.time.ms, row.time.busy_ms
+        moved, work = row.bytes / busy / 1e9, row.flop / busy / 1e9
+        rivals = ", ".join(f"{name} {of.ms / ms:.2f}, {of.busy_ms / busy:.2f}" for name, of in row.rivals.items())
         memory = f"{row.megabytes:.0f} ({row.rival_megabytes:.0f})" if row.megabytes else ""
-        print(f"| {row.kernel} | {row.shape} | {row.ms:.3f} | {moved:.2f} ({moved / copied:.0%}) "
+        print(f"| {row.kernel} | {row.shape} | {ms:.3f} | {busy:.3f} | {moved:.2f} ({moved / copied:.0%}) "
               f"| {work:.0f} ({work / multiplied:.0%}) | {memory} | {rivals} |", flush=True)  # fmt: skip
     if options.json is not None:
         found = {"device": device, "copy_tb_s": copied, "matmul_tflop_s": multiplied, "rows": [asdict(row) for row in rows]}

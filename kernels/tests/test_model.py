@@ -15,7 +15,8 @@ SCAN_SHAPES = ((1, 32, 48, 1), (1, 32, 32, 8), (3, 16, 48, 12), (1, 32, 48, 1))
 
 @pytest.fixture
 def choose_kernels(monkeypatch):
-    """Sets `RADFM_KERNELS`, which the model reads once; None removes it."""
+    """Sets `RADFM_KERNELS`, which the model reads once; None removes it. Packs of few batches go to the kernel as well."""
+    monkeypatch.setattr(attention_radfm, "MAX_SDPA_BATCHES", 0)
 
     def choose(value):
         if value is None:
@@ -46,6 +47,22 @@ def test_features_agree(choose_kernels):
     plain = load_model("sdpa").model.vision_tower(random_scans())
     torch.testing.assert_close(fused.last_hidden_state, plain.last_hidden_state, rtol=0, atol=1e-4)
     torch.testing.assert_close(torch.stack(fused.pooler_output), torch.stack(plain.pooler_output), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("slices", "calls"), [((4, 8), 0), ((4, 8, 12, 16, 20), 2)], ids=["two lengths", "five lengths"])
+def test_a_pack_of_few_lengths_is_left_to_pytorch(slices, calls, choose_kernels, monkeypatch):
+    choose_kernels(TORCH_EXT)
+    monkeypatch.setattr(attention_radfm, "MAX_SDPA_BATCHES", 4)
+    kernels = attention_radfm.kernels()
+    packed, got = kernels.packed_attention, []
+    monkeypatch.setattr(kernels, "packed_attention", lambda *arguments: got.append(1) or packed(*arguments))
+    scans = [torch.rand(1, 32, 32, depth, device=DEVICE) for depth in slices]
+    tower = load_model("radfm").model.vision_tower
+    fused = tower(scans).last_hidden_state
+    assert len(got) == calls == (len(tower.layers) if calls else 0)
+    tower.set_attn_implementation("sdpa")
+    torch.testing.assert_close(fused, tower(scans).last_hidden_state, rtol=0, atol=1e-4)
 
 
 def train(attention):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from radfm_kernels.common import needs_dispatcher
 from radfm_kernels.packed_attention import packed_attention, reference
 from testing import DEVICE, DTYPES, NON_CONTIGUOUS_GRADIENTS, against_float64, assert_close, cu_seqlens_of, rand
 
@@ -69,6 +70,19 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(kernel(*inputs), plain(*inputs), rtol=1e-2, atol=1e-1)
 
 
+def test_an_operator_is_called_through_the_dispatcher_where_somebody_traces():
+    inputs, cu_seqlens = [rand(20, 2, 16) for _ in NAMES], cu_seqlens_of(12, 8)
+    assert not needs_dispatcher(*inputs)
+    traced = torch.jit.trace(lambda q, k, v: packed_attention(q, k, v, cu_seqlens, cu_seqlens, 12, 12), inputs)
+    other = [rand(20, 2, 16) for _ in NAMES]
+    expected = packed_attention(*other, cu_seqlens, cu_seqlens, 12, 12)
+    assert_close(traced(*other), expected, torch.float32, "the output of the traced function")
+    inputs[1].requires_grad_()
+    assert needs_dispatcher(*inputs)
+    with torch.no_grad():
+        assert not needs_dispatcher(*inputs)
+
+
 def test_opcheck():
     inputs = [rand(20, 2, 16).requires_grad_() for _ in NAMES]
     cu_seqlens = cu_seqlens_of(12, 8)
@@ -105,6 +119,7 @@ def test_two_runs_are_equal_to_the_bit():
         ({"v": rand(5, 2, 64, dtype=torch.float16)}, r"v: torch\.float16"),
         ({"cu_seqlens_q": torch.tensor([0, 5], device=DEVICE)}, r"cu_seqlens_q: \(2,\) torch\.int64"),
         ({"cu_seqlens_k": cu_seqlens_of(2, 3)}, "cu_seqlens_k: has 2 scans"),
+        ({"scaling": 0.0}, "scaling: 0.0 is not above 0"),
     ],
 )
 def test_errors_name_the_argument(wrong, message):

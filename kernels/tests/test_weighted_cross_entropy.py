@@ -69,11 +69,35 @@ def test_rows_without_weight_never_reach_the_head():
     assert weighted_cross_entropy(hidden, head, labels, weights).isfinite()
 
 
+def test_small_weights_in_float16_keep_their_gradient():
+    """float16 ends at 6e-8; a loss scaler multiplies afterwards, as in mixed precision."""
+    hidden, head = rand(6, 8, dtype=torch.float16).requires_grad_(), rand(11, 8, dtype=torch.float16).requires_grad_()
+    labels, weights = random_labels(6, 11)
+    loss = weighted_cross_entropy(hidden, head, labels, weights, total_weight=1e6)
+    gradients = torch.autograd.grad(loss * 1e6, (hidden, head))
+    expected = torch.autograd.grad(weighted_cross_entropy(hidden, head, labels, weights, total_weight=1.0), (hidden, head))
+    for name, actual, wanted in zip(("hidden_states", "head_weight"), gradients, expected, strict=True):
+        assert_close(actual, wanted, torch.float16, f"the gradient of {name}")
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_input_gets_no_gradient_and_costs_none(frozen, monkeypatch):
+    inputs = [rand(6, 8), rand(11, 8)]
+    labels, weights = random_labels(6, 11)
+    inputs[1 - frozen].requires_grad_()
+    module, wanted = sys.modules[reference.__module__], []
+    forward = module._forward_op
+    monkeypatch.setattr(module, "_forward_op", lambda *arguments: wanted.extend(arguments[-2:]) or forward(*arguments))
+    weighted_cross_entropy(*inputs, labels, weights).backward()
+    assert inputs[frozen].grad is None and inputs[1 - frozen].grad.any()
+    assert wanted == [frozen == 1, frozen == 0]
+
+
 def test_opcheck():
     inputs = [rand(6, 8).requires_grad_(), rand(11, 8).requires_grad_()]
     labels, weights = random_labels(6, 11)
     operator = torch.ops.radfm_kernels.weighted_cross_entropy_forward.default
-    torch.library.opcheck(operator, (*inputs, labels, weights, labels.new_empty(0)))
+    torch.library.opcheck(operator, (*inputs, labels, weights, labels.new_empty(0), True, True))
 
 
 @pytest.mark.parametrize(

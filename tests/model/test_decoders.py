@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from helpers import IMAGE, TEXT, small_config, small_model
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from radfm.modeling_radfm import RadFMForConditionalGeneration
@@ -19,6 +21,10 @@ GPT2 = {
 }
 MAMBA = {"vocab_size": 103, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "eos_token_id": 2, "pad_token_id": 0}
 MAMBA2 = {**MAMBA, "num_heads": 8, "head_dim": 16, "n_groups": 1}
+WITHOUT_ATTENTION = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.24"),
+    reason="before 5.24 transformers' generate asks a cache without attention for its length, an error",
+)
 # Decoders that scale or cap their logits, with a scale that a small model notices.
 SCALED = {
     "cohere": {"logit_scale": 0.25},
@@ -34,7 +40,9 @@ SCALED = {
 
 
 @pytest.mark.parametrize(
-    "model_type", ["qwen3", "gemma2", "gemma3_text", "gpt2", "mistral", "mamba", "mamba2", "falcon_mamba"]
+    "model_type",
+    ["qwen3", "gemma2", "gemma3_text", "gpt2", "mistral"]
+    + [pytest.param(name, marks=WITHOUT_ATTENTION) for name in ("mamba", "mamba2", "falcon_mamba")],
 )
 @torch.no_grad()
 def test_any_causal_decoder_answers(model_type, tmp_path):

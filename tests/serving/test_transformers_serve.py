@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import openai
@@ -24,7 +23,7 @@ def transformers_server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "transformers", "serve", folder / "radfm", "--trust-remote-code"]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder / "radfm", "--trust-remote-code"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     log = folder / "log"
     with log.open("w") as output:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import demo_texts
 from training_recipes import recipe_for
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.training.demo.english import join
@@ -29,6 +29,7 @@ def joined(base, tmp_path) -> tuple[LlamaForCausalLM, Path]:
         )
     )  # fmt: skip
     decoder.save_pretrained(tmp_path / "decoder")
+    tokenizer.padding_side = "right"  # as SmolLM2's
     tokenizer.save_pretrained(tmp_path / "decoder")
     join(base, tmp_path / "decoder", tmp_path / "joined")
     return decoder.to(torch.bfloat16).float(), tmp_path / "joined"
@@ -44,6 +45,20 @@ def test_decoder_and_tower_are_unchanged(base, joined):
     tower = RadFMForConditionalGeneration.from_pretrained(base).model.vision_tower.state_dict()
     for name, weight in model.model.vision_tower.state_dict().items():
         torch.testing.assert_close(weight, tower[name].to(torch.bfloat16).float())
+
+
+def test_answers_in_a_batch_are_those_of_one_at_a_time(joined):
+    _, folder = joined
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    questions = ["Which imaging modality is this?", "Is it 2D or 3D?"]
+
+    def answer(texts):
+        inputs = processor(text=texts, padding=True, return_tensors="pt")
+        output_ids = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+        return output_ids[:, inputs["input_ids"].shape[1] :].tolist()
+
+    assert answer(questions) == [answer([question])[0] for question in questions]
 
 
 def test_the_recipe_trains_adapters_projector_and_perceiver(joined, data, tmp_path):

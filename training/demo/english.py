@@ -16,8 +16,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from radfm.configuration_radfm import RadFMConfig
+from radfm.conversion.tokenizer import add_image_tokens, image_token_ids
 from radfm.modeling_radfm import RadFMForConditionalGeneration
-from radfm.processing_radfm import IMAGE_END, IMAGE_START, IMAGE_TOKEN, SPECIAL_TOKENS, RadFMProcessor
+from radfm.processing_radfm import RadFMProcessor
 
 ROOT = Path(__file__).parents[2]
 PROJECTOR_STD = 0.02  # the spread of the word embeddings, into which the projector writes
@@ -35,21 +36,18 @@ def join(vision: Path, decoder: Path, out: Path) -> None:
     folder = decoder.parent if decoder.is_file() else decoder
     tokenizer = AutoTokenizer.from_pretrained(folder, **place)
     language = AutoModelForCausalLM.from_pretrained(folder, **place, dtype=torch.float32)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    add_image_tokens(tokenizer)
     if len(tokenizer) > language.config.vocab_size:
         language.resize_token_embeddings(len(tokenizer))
-    ids = tokenizer.get_vocab()
     base = RadFMForConditionalGeneration.from_pretrained(vision)
-    text_config = language.config.to_dict()
+    text_config, ids = language.config.to_dict(), image_token_ids(tokenizer)
     text_config.pop("quantization_config", None)  # of the GGUF file; the weights are plain by now
     config = RadFMConfig(
         vision_config=base.config.vision_config.to_dict(),
         text_config=text_config,
-        image_start_token_id=ids[IMAGE_START],
-        image_end_token_id=ids[IMAGE_END],
-        image_token_id=ids[IMAGE_TOKEN],
+        image_start_token_id=ids["image_start_token_id"],
+        image_end_token_id=ids["image_end_token_id"],
+        image_token_id=ids["image_token_id"],
         tie_word_embeddings=language.config.tie_word_embeddings,
     )
     model = RadFMForConditionalGeneration(config)

@@ -87,7 +87,7 @@ class GreedyAnswerer:
         for first in track(range(0, len(scans), BATCH), "asking", transient=True):
             pixels = [s.pixels.float() / 255 for s in scans[first : first + BATCH]]
             texts = [self.processor.full_image_sequence + q for q in questions[first : first + BATCH]]
-            inputs = self.processor(text=texts, padding=True, return_tensors="pt")
+            inputs = self.processor(text=texts, padding=True, padding_side="left", return_tensors="pt")
             output_ids = self.model.generate(**inputs, pixel_values=pixels, max_new_tokens=LONGEST_ANSWER, do_sample=False)
             answer_ids = output_ids[:, inputs["input_ids"].shape[1] :]
             answers += [a.strip().lower() for a in self.processor.batch_decode(answer_ids, skip_special_tokens=True)]

@@ -17,7 +17,7 @@ except ImportError:
     triton, tl = None, SimpleNamespace(constexpr=None)
 
 __all__ = [
-    "HEAD_DIMS", "LOG2_E", "autotune", "dot_options", "jit",
+    "HEAD_DIMS", "LOG2_E", "autotune", "dot_options", "jit", "needs_dispatcher",
     "runs_triton", "tl", "triton", "use_kernel", "with_unit_stride",
 ]  # fmt: skip
 
@@ -58,6 +58,17 @@ def use_kernel(device: torch.device) -> bool:
     return False
 
 
+def needs_dispatcher(*tensors: torch.Tensor) -> bool:
+    """Whether an operator must be called through PyTorch's dispatcher: for a gradient, or because something traces the call.
+
+    Otherwise its function is called, because the dispatcher takes longer on the CPU than a small kernel on the card.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+    return not plain or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+
 def jit(function: Callable[..., None]) -> Any:
     """`triton.jit`, or the plain function where Triton is not installed and nothing will launch it."""
     return function if triton is None else triton.jit(function)
@@ -66,11 +77,16 @@ def jit(function: Callable[..., None]) -> Any:
 def autotune(configs: Sequence[TileConfig], key: list[str]) -> Callable[[Any], Any]:
     """`triton.autotune` over tile configurations, measured again for each new value of the arguments in `key`.
 
-    `RADFM_KERNELS_DETERMINISTIC=1`, and the interpreter, take the first one: another tile size adds in another order.
+    A configuration that does not fit the shared memory of the card is left out by Triton; the last one of `configs` must
+    fit every card. `RADFM_KERNELS_DETERMINISTIC=1` takes that one alone, because another tile size adds in another order,
+    and the interpreter, which has no card to measure on, the first.
     """
     candidates = [triton.Config(blocks, num_warps=warps, num_stages=stages) for blocks, warps, stages in configs]
-    fixed = INTERPRETER or os.environ.get("RADFM_KERNELS_DETERMINISTIC") == "1"
-    tuner: Callable[[Any], Any] = triton.autotune(candidates[:1] if fixed else candidates, key=key)
+    if INTERPRETER:
+        candidates = candidates[:1]
+    elif os.environ.get("RADFM_KERNELS_DETERMINISTIC") == "1":
+        candidates = candidates[-1:]
+    tuner: Callable[[Any], Any] = triton.autotune(candidates, key=key)
     return tuner
 
 

@@ -23,28 +23,69 @@ from .common import (
     autotune,
     dot_options,
     jit,
+    needs_dispatcher,
     tl,
     triton,
     use_kernel,
     with_unit_stride,
 )
 
+# The last one of each list fits the shared memory of every card in every dtype: `RADFM_KERNELS_DETERMINISTIC=1` takes it.
 FORWARD_CONFIGS = [
     ({"BLOCK_M": 128, "BLOCK_N": 64}, 4, 3),
     ({"BLOCK_M": 128, "BLOCK_N": 128}, 8, 3),
+    ({"BLOCK_M": 128, "BLOCK_N": 64}, 8, 3),
     ({"BLOCK_M": 64, "BLOCK_N": 64}, 4, 4),
-    ({"BLOCK_M": 64, "BLOCK_N": 32}, 4, 2),
+    ({"BLOCK_M": 64, "BLOCK_N": 32}, 4, 1),
 ]
-BACKWARD_CONFIGS = [
-    ({"BLOCK_M": 64, "BLOCK_N": 128}, 8, 2),
-    ({"BLOCK_M": 128, "BLOCK_N": 64}, 8, 2),
+DQ_CONFIGS = [
+    ({"BLOCK_M": 128, "BLOCK_N": 64}, 8, 3),
+    ({"BLOCK_M": 128, "BLOCK_N": 32}, 4, 3),
     ({"BLOCK_M": 64, "BLOCK_N": 64}, 4, 3),
-    ({"BLOCK_M": 32, "BLOCK_N": 32}, 4, 2),
+    ({"BLOCK_M": 32, "BLOCK_N": 32}, 4, 1),
+]
+DKDV_CONFIGS = [
+    ({"BLOCK_M": 64, "BLOCK_N": 128}, 8, 3),
+    ({"BLOCK_M": 32, "BLOCK_N": 128}, 4, 3),
+    ({"BLOCK_M": 64, "BLOCK_N": 64}, 4, 3),
+    ({"BLOCK_M": 32, "BLOCK_N": 32}, 4, 1),
 ]
 
 
-# In all three kernels row offsets are int64, because row · stride can pass 2³¹, and 1.4426950408889634 is log2(e), a literal
-# because a kernel cannot read the module's float.
+# In all kernels row offsets are int64, because row · stride can pass 2³¹. Scores are in units of log2: exp(x) is computed as
+# exp2(x · log2(e)), for which cards have an instruction. Whole tiles are loaded and added without a mask; only what is left
+# of a scan at its end has one.
+@jit
+def _attend_to_tile(  # type: ignore[no-untyped-def]
+    q,  # (BLOCK_M, HEAD_DIM)
+    k_ptrs, v_ptrs,  # (BLOCK_N, HEAD_DIM): where the keys and values of the tile lie
+    m_i, l_i, acc,  # (BLOCK_M,), (BLOCK_M,), (BLOCK_M, HEAD_DIM): largest score, sum of exponentials, output so far
+    keys_left,  # keys from the first one of the tile to the end of the scan
+    scale_log2,
+    MASKED: tl.constexpr,  # the tile passes the end of the scan
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Algorithm 1, lines 8 to 10: add one tile of keys, and rescale what was summed before to the new maximum."""
+    key_mask = tl.arange(0, BLOCK_N) < keys_left
+    if MASKED:
+        k = tl.load(k_ptrs, mask=key_mask[:, None], other=0.0)
+        v = tl.load(v_ptrs, mask=key_mask[:, None], other=0.0)
+    else:
+        k, v = tl.load(k_ptrs), tl.load(v_ptrs)
+    if UPCAST:
+        k, v = k.to(tl.float32), v.to(tl.float32)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if MASKED:
+        scores = tl.where(key_mask[None, :], scores, -float("inf"))
+    m_new = tl.maximum(m_i, tl.max(scores, 1) * scale_log2)
+    p = tl.exp2(scores * scale_log2 - m_new[:, None])
+    alpha = tl.exp2(m_i - m_new)
+    l_i = l_i * alpha + tl.sum(p, 1)
+    acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+    return m_new, l_i, acc
+
+
 @jit
 def _forward_kernel(  # type: ignore[no-untyped-def]
     q_ptr,  # (total_q, heads, HEAD_DIM)
@@ -52,7 +93,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     o_ptr,  # (total_q, heads, HEAD_DIM), written
     lse_ptr,  # (heads, total_q) float32, written: log2 of a row's sum of exponentials
     cu_seqlens_q_ptr, cu_seqlens_k_ptr,  # (scans + 1,) int32: first query and key of each scan, and the end of the last
-    scale_log2,  # softmax scale · log2(e): exp(x) is computed as exp2(x · log2(e)), for which cards have an instruction
+    scale_log2,  # softmax scale · log2(e), above 0
     total_q,  # queries of all scans
     q_stride_m, q_stride_h,  # strides of q between rows and between heads; the last axis has stride 1, here and below
     k_stride_n, k_stride_h, v_stride_n, v_stride_h,
@@ -72,31 +113,26 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         query_mask = offs_m < q_end
         row_m = offs_m.to(tl.int64)
         q = tl.load(q_ptr + row_m[:, None] * q_stride_m + head * q_stride_h + offs_d, mask=query_mask[:, None], other=0.0)
+        if UPCAST:
+            q = q.to(tl.float32)
         m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
         l_i = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-        for start_n in range(k_start, k_end, BLOCK_N):
-            offs_n = start_n + tl.arange(0, BLOCK_N)
-            key_mask = offs_n < k_end
-            row_n = offs_n.to(tl.int64)
-            k = tl.load(k_ptr + row_n[:, None] * k_stride_n + head * k_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
-            v = tl.load(v_ptr + row_n[:, None] * v_stride_n + head * v_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
-            if UPCAST:
-                scores = tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision=PRECISION) * scale_log2
-            else:
-                scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
-            scores = tl.where(key_mask[None, :], scores, -float("inf"))
-            # Algorithm 1, lines 8 to 10: rescale what was summed so far to the new maximum.
-            m_new = tl.maximum(m_i, tl.max(scores, 1))
-            p = tl.exp2(scores - m_new[:, None])
-            alpha = tl.exp2(m_i - m_new)
-            l_i = l_i * alpha + tl.sum(p, 1)
-            if UPCAST:
-                pv = tl.dot(p, v.to(tl.float32), input_precision=PRECISION)
-            else:
-                pv = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-            acc = acc * alpha[:, None] + pv
-            m_i = m_new
+        row_n = (k_start + tl.arange(0, BLOCK_N)).to(tl.int64)
+        k_ptrs = k_ptr + row_n[:, None] * k_stride_n + head * k_stride_h + offs_d
+        v_ptrs = v_ptr + row_n[:, None] * v_stride_n + head * v_stride_h + offs_d
+        whole_tiles = (k_end - k_start) // BLOCK_N
+        for _ in range(whole_tiles):
+            m_i, l_i, acc = _attend_to_tile(
+                q, k_ptrs, v_ptrs, m_i, l_i, acc, BLOCK_N, scale_log2, False, UPCAST, PRECISION, BLOCK_N
+            )
+            k_ptrs += BLOCK_N * k_stride_n
+            v_ptrs += BLOCK_N * v_stride_n
+        keys_left = k_end - k_start - whole_tiles * BLOCK_N
+        if keys_left > 0:
+            m_i, l_i, acc = _attend_to_tile(
+                q, k_ptrs, v_ptrs, m_i, l_i, acc, keys_left, scale_log2, True, UPCAST, PRECISION, BLOCK_N
+            )
         # A scan without keys has l_i = 0, and its output is 0.
         o = acc / tl.where(l_i > 0, l_i, 1.0)[:, None]
         o_ptrs = o_ptr + row_m[:, None] * o_stride_m + head * o_stride_h + offs_d
@@ -105,16 +141,45 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
+def _add_to_dq(  # type: ignore[no-untyped-def]
+    dq,  # (BLOCK_M, HEAD_DIM): sum so far, not yet multiplied by the scale
+    q, do,  # (BLOCK_M, HEAD_DIM)
+    lse, delta,  # (BLOCK_M,)
+    k_ptrs, v_ptrs,  # (BLOCK_N, HEAD_DIM): where the keys and values of the tile lie
+    keys_left,  # keys from the first one of the tile to the end of the scan
+    scale_log2,
+    MASKED: tl.constexpr,  # the tile passes the end of the scan
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Algorithm 2, lines 11 to 15, without dk and dv."""
+    key_mask = tl.arange(0, BLOCK_N) < keys_left
+    if MASKED:
+        k = tl.load(k_ptrs, mask=key_mask[:, None], other=0.0)
+        v = tl.load(v_ptrs, mask=key_mask[:, None], other=0.0)
+    else:
+        k, v = tl.load(k_ptrs), tl.load(v_ptrs)
+    if UPCAST:
+        k, v = k.to(tl.float32), v.to(tl.float32)
+    p = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2 - lse[:, None])
+    if MASKED:  # a score of 0 beside an lse far below 0 is infinite
+        p = tl.where(key_mask[None, :], p, 0.0)
+    ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+    return dq + tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+
+
+@jit
 def _dq_kernel(  # type: ignore[no-untyped-def]
     q_ptr,  # (total_q, heads, HEAD_DIM)
     k_ptr, v_ptr,  # (total_k, heads, HEAD_DIM)
+    o_ptr,  # (total_q, heads, HEAD_DIM), contiguous: of the forward pass
     do_ptr,  # (total_q, heads, HEAD_DIM): gradient of the output
     lse_ptr,  # (heads, total_q) float32, of the forward pass
-    delta_ptr,  # (heads, total_q) float32: Σ o · do of each row (D in algorithm 2, line 4)
+    delta_ptr,  # (heads, total_q) float32, written: Σ o · do of each row (D in algorithm 2, line 4), which dk needs too
     dq_ptr,  # (total_q, heads, HEAD_DIM), written
     cu_seqlens_q_ptr, cu_seqlens_k_ptr,  # (scans + 1,) int32: first query and key of each scan, and the end of the last
-    scale,  # softmax scale, without log2(e): gradients need it too
-    total_q,  # queries of all scans
+    scale, scale_log2,  # softmax scale, and the same · log2(e)
+    total_q, heads,  # queries of all scans
     q_stride_m, q_stride_h,  # strides between rows and between heads, for each tensor
     k_stride_n, k_stride_h, v_stride_n, v_stride_h,
     do_stride_m, do_stride_h,
@@ -137,26 +202,60 @@ def _dq_kernel(  # type: ignore[no-untyped-def]
         do = tl.load(
             do_ptr + row_m[:, None] * do_stride_m + head * do_stride_h + offs_d, mask=query_mask[:, None], other=0.0
         )
+        o = tl.load(o_ptr + (row_m[:, None] * heads + head) * HEAD_DIM + offs_d, mask=query_mask[:, None], other=0.0)
+        delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+        tl.store(delta_ptr + head * total_q + offs_m, delta, mask=query_mask)
         lse = tl.load(lse_ptr + head * total_q + offs_m, mask=query_mask, other=0.0)
-        delta = tl.load(delta_ptr + head * total_q + offs_m, mask=query_mask, other=0.0)
         if UPCAST:
             q, do = q.to(tl.float32), do.to(tl.float32)
         dq = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-        for start_n in range(k_start, k_end, BLOCK_N):
-            offs_n = start_n + tl.arange(0, BLOCK_N)
-            key_mask = offs_n < k_end
-            row_n = offs_n.to(tl.int64)
-            k = tl.load(k_ptr + row_n[:, None] * k_stride_n + head * k_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
-            v = tl.load(v_ptr + row_n[:, None] * v_stride_n + head * v_stride_h + offs_d, mask=key_mask[:, None], other=0.0)
-            if UPCAST:
-                k, v = k.to(tl.float32), v.to(tl.float32)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale * 1.4426950408889634
-            p = tl.where(key_mask[None, :], tl.exp2(scores - lse[:, None]), 0.0)
-            ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-            dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+        row_n = (k_start + tl.arange(0, BLOCK_N)).to(tl.int64)
+        k_ptrs = k_ptr + row_n[:, None] * k_stride_n + head * k_stride_h + offs_d
+        v_ptrs = v_ptr + row_n[:, None] * v_stride_n + head * v_stride_h + offs_d
+        whole_tiles = (k_end - k_start) // BLOCK_N
+        for _ in range(whole_tiles):
+            dq = _add_to_dq(dq, q, do, lse, delta, k_ptrs, v_ptrs, BLOCK_N, scale_log2, False, UPCAST, PRECISION, BLOCK_N)
+            k_ptrs += BLOCK_N * k_stride_n
+            v_ptrs += BLOCK_N * v_stride_n
+        keys_left = k_end - k_start - whole_tiles * BLOCK_N
+        if keys_left > 0:
+            dq = _add_to_dq(dq, q, do, lse, delta, k_ptrs, v_ptrs, keys_left, scale_log2, True, UPCAST, PRECISION, BLOCK_N)
         # dq has strides of its own: those of do are a caller's choice, and only by chance the same.
         dq_ptrs = dq_ptr + row_m[:, None] * dq_stride_m + head * dq_stride_h + offs_d
         tl.store(dq_ptrs, (dq * scale).to(dq_ptr.dtype.element_ty), mask=query_mask[:, None])
+
+
+@jit
+def _add_to_dk_dv(  # type: ignore[no-untyped-def]
+    dk, dv,  # (BLOCK_N, HEAD_DIM): sums so far, dk not yet multiplied by the scale
+    k, v,  # (BLOCK_N, HEAD_DIM)
+    q_ptrs, do_ptrs,  # (BLOCK_M, HEAD_DIM): where the queries of the tile and their gradients lie
+    lse_ptrs, delta_ptrs,  # (BLOCK_M,)
+    queries_left,  # queries from the first one of the tile to the end of the scan
+    scale_log2,
+    MASKED: tl.constexpr,  # the tile passes the end of the scan
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Algorithm 2, lines 11 to 16, without dq. Keys are rows here, so that no matrix is transposed on the way.
+
+    A query beyond the end is all zeros, and adds nothing; a key beyond the end is in a row that is not stored.
+    """
+    if MASKED:
+        query_mask = tl.arange(0, BLOCK_M) < queries_left
+        q = tl.load(q_ptrs, mask=query_mask[:, None], other=0.0)
+        do = tl.load(do_ptrs, mask=query_mask[:, None], other=0.0)
+        lse = tl.load(lse_ptrs, mask=query_mask, other=0.0)
+        delta = tl.load(delta_ptrs, mask=query_mask, other=0.0)
+    else:
+        q, do, lse, delta = tl.load(q_ptrs), tl.load(do_ptrs), tl.load(lse_ptrs), tl.load(delta_ptrs)
+    if UPCAST:
+        q, do = q.to(tl.float32), do.to(tl.float32)
+    p = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2 - lse[None, :])
+    dv += tl.dot(p.to(do.dtype), do, input_precision=PRECISION)
+    ds = p * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta[None, :])
+    dk += tl.dot(ds.to(q.dtype), q, input_precision=PRECISION)
+    return dk, dv
 
 
 @jit
@@ -165,10 +264,10 @@ def _dkdv_kernel(  # type: ignore[no-untyped-def]
     k_ptr, v_ptr,  # (total_k, heads, HEAD_DIM)
     do_ptr,  # (total_q, heads, HEAD_DIM): gradient of the output
     lse_ptr,  # (heads, total_q) float32, of the forward pass
-    delta_ptr,  # (heads, total_q) float32: Σ o · do of each row
+    delta_ptr,  # (heads, total_q) float32, of `_dq_kernel`
     dk_ptr, dv_ptr,  # (total_k, heads, HEAD_DIM), written
     cu_seqlens_q_ptr, cu_seqlens_k_ptr,  # (scans + 1,) int32: first query and key of each scan, and the end of the last
-    scale,  # softmax scale, without log2(e)
+    scale, scale_log2,  # softmax scale, and the same · log2(e)
     total_q,  # queries of all scans
     q_stride_m, q_stride_h,  # strides between rows and between heads, for each tensor
     k_stride_n, k_stride_h, v_stride_n, v_stride_h,
@@ -194,23 +293,27 @@ def _dkdv_kernel(  # type: ignore[no-untyped-def]
             k, v = k.to(tl.float32), v.to(tl.float32)
         dk = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
         dv = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
-        for start_m in range(q_start, q_end, BLOCK_M):
-            offs_m = start_m + tl.arange(0, BLOCK_M)
-            query_mask = offs_m < q_end
-            row_m = offs_m.to(tl.int64)
-            q_ptrs = q_ptr + row_m[:, None] * q_stride_m + head * q_stride_h + offs_d
-            do_ptrs = do_ptr + row_m[:, None] * do_stride_m + head * do_stride_h + offs_d
-            q = tl.load(q_ptrs, mask=query_mask[:, None], other=0.0)
-            do = tl.load(do_ptrs, mask=query_mask[:, None], other=0.0)
-            lse = tl.load(lse_ptr + head * total_q + offs_m, mask=query_mask, other=0.0)
-            delta = tl.load(delta_ptr + head * total_q + offs_m, mask=query_mask, other=0.0)
-            if UPCAST:
-                q, do = q.to(tl.float32), do.to(tl.float32)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale * 1.4426950408889634
-            p = tl.where(query_mask[:, None] & key_mask[None, :], tl.exp2(scores - lse[:, None]), 0.0)
-            dv += tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)
-            ds = p * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-            dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
+        offs_m = q_start + tl.arange(0, BLOCK_M)
+        row_m = offs_m.to(tl.int64)
+        q_ptrs = q_ptr + row_m[:, None] * q_stride_m + head * q_stride_h + offs_d
+        do_ptrs = do_ptr + row_m[:, None] * do_stride_m + head * do_stride_h + offs_d
+        lse_ptrs, delta_ptrs = lse_ptr + head * total_q + offs_m, delta_ptr + head * total_q + offs_m
+        whole_tiles = (q_end - q_start) // BLOCK_M
+        for _ in range(whole_tiles):
+            dk, dv = _add_to_dk_dv(
+                dk, dv, k, v, q_ptrs, do_ptrs, lse_ptrs, delta_ptrs,
+                BLOCK_M, scale_log2, False, UPCAST, PRECISION, BLOCK_M,
+            )  # fmt: skip
+            q_ptrs += BLOCK_M * q_stride_m
+            do_ptrs += BLOCK_M * do_stride_m
+            lse_ptrs += BLOCK_M
+            delta_ptrs += BLOCK_M
+        queries_left = q_end - q_start - whole_tiles * BLOCK_M
+        if queries_left > 0:
+            dk, dv = _add_to_dk_dv(
+                dk, dv, k, v, q_ptrs, do_ptrs, lse_ptrs, delta_ptrs,
+                queries_left, scale_log2, True, UPCAST, PRECISION, BLOCK_M,
+            )  # fmt: skip
         dk_ptrs = dk_ptr + row_n[:, None] * dk_stride_n + head * dk_stride_h + offs_d
         dv_ptrs = dv_ptr + row_n[:, None] * dv_stride_n + head * dv_stride_h + offs_d
         tl.store(dk_ptrs, (dk * scale).to(dk_ptr.dtype.element_ty), mask=key_mask[:, None])
@@ -219,8 +322,8 @@ def _dkdv_kernel(  # type: ignore[no-untyped-def]
 
 if triton is not None:
     _tuned_forward = autotune(FORWARD_CONFIGS, ["max_seqlen_q", "HEAD_DIM"])(_forward_kernel)
-    _tuned_dq = autotune(BACKWARD_CONFIGS, ["max_seqlen_q", "HEAD_DIM"])(_dq_kernel)
-    _tuned_dkdv = autotune(BACKWARD_CONFIGS, ["max_seqlen_q", "HEAD_DIM"])(_dkdv_kernel)
+    _tuned_dq = autotune(DQ_CONFIGS, ["max_seqlen_q", "HEAD_DIM"])(_dq_kernel)
+    _tuned_dkdv = autotune(DKDV_CONFIGS, ["max_seqlen_q", "HEAD_DIM"])(_dkdv_kernel)
 
 
 def reference(
@@ -263,7 +366,7 @@ def packed_attention(
             `cu_seqlens[i + 1]`.
         max_seqlen_q, max_seqlen_k: rows of the longest scan, or more. Not checked, because that would wait for the card:
             rows beyond a smaller number are not computed.
-        scaling: factor of the scores; head_dim ** -0.5 by default.
+        scaling: factor of the scores, above 0; head_dim ** -0.5 by default.
 
     Returns:
         (queries of all scans, heads, head_dim) in the dtype of `q`; float32 inside, rounded once. Differentiable in q, k, v.
@@ -280,9 +383,12 @@ def packed_attention(
     _check(q, k, v, cu_seqlens_q, cu_seqlens_k)
     if scaling is None:
         scaling = q.shape[-1] ** -0.5
+    if scaling <= 0:
+        raise ValueError(f"scaling: {scaling} is not above 0.")
     if not use_kernel(q.device):
         return reference(q, k, v, cu_seqlens_q, cu_seqlens_k, scaling)
-    o: torch.Tensor = _forward_op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scaling)[0]
+    forward = _forward_op if needs_dispatcher(q, k, v) else _forward
+    o: torch.Tensor = forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scaling)[0]
     return o
 
 
@@ -306,8 +412,7 @@ def _check(
         raise ValueError(f"cu_seqlens_k: has {len(cu_seqlens_k) - 1} scans, but cu_seqlens_q {len(cu_seqlens_q) - 1}.")
 
 
-@torch.library.custom_op(add_op_namespace_prefix("packed_attention_forward"), mutates_args=())
-def _forward_op(
+def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -330,6 +435,9 @@ def _forward_op(
         triton.next_power_of_2(max_seqlen_q), HEAD_DIM=head_dim, **dot_options(q),
     )  # fmt: skip
     return o, lse
+
+
+_forward_op = torch.library.custom_op(add_op_namespace_prefix("packed_attention_forward"), _forward, mutates_args=())
 
 
 @_forward_op.register_fake
@@ -356,15 +464,17 @@ def _backward_op(
     if total_q == 0 or len(k) == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     q, k, v, do, cu_seqlens_q, cu_seqlens_k = with_unit_stride(q, k, v, do, cu_seqlens_q, cu_seqlens_k)
-    delta = (do.float() * o.float()).sum(-1).t().contiguous()
+    delta = torch.empty_like(lse)
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     scans = len(cu_seqlens_q) - 1
-    rest = (cu_seqlens_q, cu_seqlens_k, scaling, total_q)
+    rest = (cu_seqlens_q, cu_seqlens_k, scaling, scaling * LOG2_E, total_q)
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *do.stride()[:2])
     tuning = triton.next_power_of_2(max_seqlen_q)
+    # In this order: dq also writes delta.
     _tuned_dq[lambda blocks: (triton.cdiv(max_seqlen_q, blocks["BLOCK_M"]), heads, scans)](
-        q, k, v, do, lse, delta, dq, *rest, *strides, *dq.stride()[:2], tuning, HEAD_DIM=head_dim, **dot_options(q)
-    )
+        q, k, v, o.contiguous(), do, lse, delta, dq, *rest, heads, *strides, *dq.stride()[:2], tuning,
+        HEAD_DIM=head_dim, **dot_options(q),
+    )  # fmt: skip
     _tuned_dkdv[lambda blocks: (triton.cdiv(max_seqlen_k, blocks["BLOCK_N"]), heads, scans)](
         q, k, v, do, lse, delta, dk, dv, *rest, *strides, *dk.stride()[:2], *dv.stride()[:2], tuning,
         HEAD_DIM=head_dim, **dot_options(q),

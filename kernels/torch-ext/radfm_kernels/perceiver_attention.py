@@ -20,6 +20,7 @@ from .common import (
     autotune,
     dot_options,
     jit,
+    needs_dispatcher,
     tl,
     triton,
     use_kernel,
@@ -28,9 +29,12 @@ from .common import (
 
 # Patches of a program: 16 programs per scan and head at the 4,096 patches of a CT.
 SPAN = 256
-CONFIGS = [({"BLOCK_N": 64}, 4, 3), ({"BLOCK_N": 128}, 4, 3), ({"BLOCK_N": 128}, 8, 2)]
+# The last one fits the shared memory of every card in every dtype.
+CONFIGS = [({"BLOCK_N": 64}, 4, 3), ({"BLOCK_N": 128}, 4, 3), ({"BLOCK_N": 128}, 8, 2), ({"BLOCK_N": 32}, 4, 1)]
 # `tl.dot` needs 16 rows or more.
 MIN_DOT_ROWS = 16
+# Rows of a program that joins spans.
+JOIN_ROWS = 16
 
 
 @jit
@@ -103,15 +107,46 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
+def _join_kernel(  # type: ignore[no-untyped-def]
+    acc_ptr,  # (spans, scans · LATENTS, heads, HEAD_DIM) float32, of `_forward_kernel`
+    m_ptr, l_ptr,  # (spans, scans · LATENTS, heads) float32, of `_forward_kernel`
+    o_ptr,  # (scans · LATENTS, heads, HEAD_DIM), written
+    lse_ptr,  # (scans · LATENTS, heads) float32, written: log2 of the sum of exponentials over all spans
+    rows,  # scans · LATENTS · heads
+    spans,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # rows of a program
+):  # fmt: skip
+    """The softmax over all spans, out of the softmaxes of the spans."""
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_d, row_mask = tl.arange(0, HEAD_DIM), offs_m < rows
+    m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    o = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    for i in range(spans):
+        # From the last span on: it holds the latents and is never empty, so that m is a number from then on.
+        row = (spans - 1 - i).to(tl.int64) * rows + offs_m
+        m = tl.load(m_ptr + row, mask=row_mask, other=0.0)
+        m_new = tl.maximum(m_i, m)
+        alpha, share = tl.exp2(m_i - m_new), tl.exp2(m - m_new)
+        l_i = l_i * alpha + tl.load(l_ptr + row, mask=row_mask, other=1.0) * share
+        acc = tl.load(acc_ptr + row[:, None] * HEAD_DIM + offs_d, mask=row_mask[:, None], other=0.0)
+        o = o * alpha[:, None] + acc * share[:, None]
+        m_i = m_new
+    o_ptrs = o_ptr + offs_m[:, None].to(tl.int64) * HEAD_DIM + offs_d
+    tl.store(o_ptrs, (o / l_i[:, None]).to(o_ptr.dtype.element_ty), mask=row_mask[:, None])
+    tl.store(lse_ptr + offs_m, m_i + tl.log2(l_i), mask=row_mask)
+
+
+@jit
 def _backward_kernel(  # type: ignore[no-untyped-def]
     q_ptr,  # (scans · LATENTS, heads, HEAD_DIM)
     k_ptr,  # (patches of all scans, heads, HEAD_DIM)
     v_ptr,  # (patches of all scans, heads, HEAD_DIM)
     latent_k_ptr,  # (scans · LATENTS, heads, HEAD_DIM)
     latent_v_ptr,  # (scans · LATENTS, heads, HEAD_DIM)
-    do_ptr,  # (scans · LATENTS, heads, HEAD_DIM): gradient of the output, contiguous
+    o_ptr, do_ptr,  # (scans · LATENTS, heads, HEAD_DIM), contiguous: output, and gradient of the output
     lse_ptr,  # (scans · LATENTS, heads) float32: log2 of the sum of exponentials over all spans
-    delta_ptr,  # (scans · LATENTS, heads) float32: Σ o · do of each row
     dq_ptr,  # (spans, scans · LATENTS, heads, HEAD_DIM) float32, written: a span's share of dq
     dk_ptr,  # as k, contiguous, written
     dv_ptr,  # as v, contiguous, written
@@ -140,9 +175,11 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     query_mask = offs_latent < LATENTS
     offs_m = scan * LATENTS + offs_latent
     q = tl.load(q_ptr + offs_m[:, None] * q_stride_m + head * q_stride_h + offs_d, mask=query_mask[:, None], other=0.0)
-    do = tl.load(do_ptr + (offs_m[:, None] * heads + head) * HEAD_DIM + offs_d, mask=query_mask[:, None], other=0.0)
+    row_offs = (offs_m[:, None] * heads + head) * HEAD_DIM + offs_d
+    do = tl.load(do_ptr + row_offs, mask=query_mask[:, None], other=0.0)
+    o = tl.load(o_ptr + row_offs, mask=query_mask[:, None], other=0.0)
     lse = tl.load(lse_ptr + offs_m * heads + head, mask=query_mask, other=0.0)
-    delta = tl.load(delta_ptr + offs_m * heads + head, mask=query_mask, other=0.0)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if UPCAST:
         q, do = q.to(tl.float32), do.to(tl.float32)
     if span == spans - 1:
@@ -259,7 +296,8 @@ def perceiver_attention(
         scaling = q.shape[-1] ** -0.5
     if not use_kernel(q.device):
         return reference(q, k, v, latent_k, latent_v, cu_seqlens, scaling)
-    o: torch.Tensor = _forward_op(q, k, v, latent_k, latent_v, cu_seqlens, max_seqlen, scaling)[0]
+    forward = _forward_op if needs_dispatcher(q, k, v, latent_k, latent_v) else _forward
+    o: torch.Tensor = forward(q, k, v, latent_k, latent_v, cu_seqlens, max_seqlen, scaling)[0]
     return o
 
 
@@ -274,8 +312,7 @@ def _constants(q: torch.Tensor, scans: int) -> dict[str, Any]:
     return {"LATENTS": latents, "BLOCK_M": block_m, "SPAN": SPAN, "HEAD_DIM": q.shape[-1], **dot_options(q)}
 
 
-@torch.library.custom_op(add_op_namespace_prefix("perceiver_attention_forward"), mutates_args=())
-def _forward_op(
+def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -296,9 +333,14 @@ def _forward_op(
         q, k, v, latent_k, latent_v, acc, m, l, cu_seqlens, scaling * LOG2_E, rows, heads, spans,
         *(step for t in (q, k, v, latent_k, latent_v) for step in t.stride()[:2]), **_constants(q, scans),
     )  # fmt: skip
-    # Σ over spans of exp2(m) · l is the sum of exponentials of a row; each span's acc is scaled to that common sum.
-    lse = torch.logsumexp(m / LOG2_E + l.log(), 0) * LOG2_E
-    return (acc * torch.exp2(m - lse)[..., None]).sum(0).to(q.dtype), lse
+    o, lse = q.new_empty((rows, heads, head_dim)), torch.empty_like(m[0])
+    _join_kernel[(triton.cdiv(rows * heads, JOIN_ROWS),)](
+        acc, m, l, o, lse, rows * heads, spans, HEAD_DIM=head_dim, BLOCK_M=JOIN_ROWS
+    )
+    return o, lse
+
+
+_forward_op = torch.library.custom_op(add_op_namespace_prefix("perceiver_attention_forward"), _forward, mutates_args=())
 
 
 @_forward_op.register_fake
@@ -325,14 +367,12 @@ def _backward_op(
     if rows == 0:
         return [torch.zeros_like(t) for t in inputs]
     q, k, v, latent_k, latent_v, cu_seqlens = with_unit_stride(*inputs, cu_seqlens)
-    do = do.contiguous()
-    delta = (do.float() * o.float()).sum(-1)
     scans, spans = len(cu_seqlens) - 1, _span_count(max_seqlen)
     dq = q.new_empty((spans, rows, heads, head_dim), dtype=torch.float32)
     dk, dv, latent_dk, latent_dv = (t.new_empty(t.shape) for t in (k, v, latent_k, latent_v))
     _tuned_backward[(spans, heads, scans)](
-        q, k, v, latent_k, latent_v, do, lse, delta, dq, dk, dv, latent_dk, latent_dv, cu_seqlens,
-        scaling, rows, heads, spans,
+        q, k, v, latent_k, latent_v, o.contiguous(), do.contiguous(), lse, dq, dk, dv, latent_dk, latent_dv,
+        cu_seqlens, scaling, rows, heads, spans,
         *(step for t in (q, k, v, latent_k, latent_v) for step in t.stride()[:2]), **_constants(q, scans),
     )  # fmt: skip
     return [dq.sum(0).to(q.dtype), dk, dv, latent_dk, latent_dv]

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from ._ops import add_op_namespace_prefix
 from .common import jit, tl, triton, use_kernel
 
-# Logits of a chunk: 2²⁵, which are 64 MB in 16 bits, or 1,048 rows of a vocabulary of 32,000.
-CHUNK_LOGITS = 32 << 20
+# Logits of a chunk: 2²⁷, which are 256 MB in 16 bits, or 4,194 rows of a vocabulary of 32,000. Every chunk reads and writes
+# the sum of the head's gradient, which is larger, so that smaller chunks cost time.
+CHUNK_LOGITS = 128 << 20
 BLOCK_V = 4096
 
 
@@ -23,7 +24,7 @@ BLOCK_V = 4096
 def _loss_and_gradient_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,  # (rows, vocab_size), contiguous; overwritten by the gradient of the loss
     labels_ptr,  # (rows,) int64
-    weights_ptr,  # (rows,) float32: weight of a row, divided by the sum of all weights
+    weights_ptr,  # (rows,) float32: weight of a row, of about 1 at most
     loss_ptr,  # (rows,) float32, written: weighted loss of a row
     masked_token_ids_ptr,  # (masked,) int64: tokens without a part in the softmax
     vocab_size,
@@ -120,7 +121,8 @@ def weighted_cross_entropy(
     arguments = (hidden_states[rows], head_weight, labels[rows], loss_weights[rows] / divisor, masked_token_ids)
     if not use_kernel(hidden_states.device):
         return reference(*arguments).float()
-    loss: torch.Tensor = _forward_op(*arguments)[0]
+    wanted = (tensor.requires_grad and torch.is_grad_enabled() for tensor in (hidden_states, head_weight))
+    loss: torch.Tensor = _forward_op(*arguments, *wanted)[0]
     return loss
 
 
@@ -131,41 +133,75 @@ def _forward_op(
     labels: torch.Tensor,
     weights: torch.Tensor,
     masked_token_ids: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss, and its gradients with respect to hidden states and head, which cost little more here than later."""
+    want_dhidden: bool,
+    want_dhead: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss, its gradients with respect to hidden states and head, and the factor that they still need.
+
+    The gradients cost little more here than later. They are those of weights of about 1: in float16 small weights would
+    round them to 0. The factor is a power of two, which no dtype rounds. A gradient that is not wanted has no elements.
+    """
     rows, vocab_size = len(hidden_states), len(head_weight)
     loss = hidden_states.new_zeros((), dtype=torch.float32)
-    dhidden, dhead = torch.zeros_like(hidden_states), torch.zeros_like(head_weight, dtype=torch.float32)
+    dhidden = torch.empty_like(hidden_states) if want_dhidden else hidden_states.new_empty(0)
+    dhead = torch.zeros_like(head_weight, dtype=torch.float32) if want_dhead else head_weight.new_empty(0)
+    if rows == 0:
+        return loss, dhidden, dhead.to(head_weight.dtype), loss.clone()
+    factor = torch.ldexp(torch.ones_like(loss), torch.frexp(weights.abs().max()).exponent)
+    weights, labels, masked_token_ids = weights / factor, labels.contiguous(), masked_token_ids.contiguous()
     chunk_rows = max(CHUNK_LOGITS // vocab_size, 1)
     for start in range(0, rows, chunk_rows):
         chunk = slice(start, start + chunk_rows)
         logits = F.linear(hidden_states[chunk], head_weight).contiguous()
         losses = hidden_states.new_empty(len(logits), dtype=torch.float32)
         _loss_and_gradient_kernel[(len(logits),)](
-            logits, labels[chunk].contiguous(), weights[chunk].contiguous(), losses, masked_token_ids.contiguous(),
+            logits, labels[chunk], weights[chunk], losses, masked_token_ids,
             vocab_size, len(masked_token_ids), BLOCK_V=min(BLOCK_V, triton.next_power_of_2(vocab_size)),
         )  # fmt: skip
         loss += losses.sum()
-        dhidden[chunk] = logits @ head_weight
-        dhead += (logits.t() @ hidden_states[chunk]).float()
-    return loss, dhidden, dhead.to(head_weight.dtype)
+        if want_dhidden:
+            torch.mm(logits, head_weight, out=dhidden[chunk])
+        if want_dhead:
+            _add_product(dhead, logits.t(), hidden_states[chunk])
+    return loss * factor, dhidden, dhead.to(head_weight.dtype), factor
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a · b, where `total` is float32 and the product of 16-bit matrices is not rounded to 16 bits before."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif a.device.type == "cuda":
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a.float() @ b.float()
 
 
 @_forward_op.register_fake
 def _(
-    hidden_states: torch.Tensor, head_weight: torch.Tensor, *_rest: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    loss = hidden_states.new_empty((), dtype=torch.float32)
-    return loss, torch.empty_like(hidden_states), torch.empty_like(head_weight)
+    hidden_states: torch.Tensor,
+    head_weight: torch.Tensor,
+    _labels: torch.Tensor,
+    _weights: torch.Tensor,
+    _masked_token_ids: torch.Tensor,
+    want_dhidden: bool,
+    want_dhead: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dhidden = torch.empty_like(hidden_states) if want_dhidden else hidden_states.new_empty(0)
+    dhead = torch.empty_like(head_weight) if want_dhead else head_weight.new_empty(0)
+    loss, factor = (hidden_states.new_empty((), dtype=torch.float32) for _ in range(2))
+    return loss, dhidden, dhead, factor
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    *_, ctx.want_dhidden, ctx.want_dhead = inputs
     ctx.save_for_backward(*output[1:])
 
 
 def _backward(ctx: Any, dloss: torch.Tensor, *_unused: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    dhidden, dhead = ctx.saved_tensors
-    return dhidden * dloss.to(dhidden.dtype), dhead * dloss.to(dhead.dtype), None, None, None
+    dhidden, dhead, factor = ctx.saved_tensors
+    scale = dloss * factor
+    wanted = ((dhidden, ctx.want_dhidden), (dhead, ctx.want_dhead))
+    return (*(part * scale.to(part.dtype) if want else None for part, want in wanted), *[None] * 5)
 
 
 _forward_op.register_autograd(_backward, setup_context=_save_for_backward)
