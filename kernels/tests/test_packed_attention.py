@@ -70,6 +70,13 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(kernel(*inputs), plain(*inputs), rtol=1e-2, atol=1e-1)
 
 
+def test_gradients_where_all_scores_are_far_below_zero():
+    """Beside them the exponential of a key beyond the end, of score 0, is infinite. Such scores have few digits left."""
+    q = torch.full((37, 1, 64), 8.0, device=DEVICE)
+    inputs = [q, rand(37, 1, 64) - q, rand(37, 1, 64)]
+    against_float64(*kernel_and_reference((37,), (37,)), inputs, torch.float16, NAMES)
+
+
 def test_an_operator_is_called_through_the_dispatcher_where_somebody_traces():
     inputs, cu_seqlens = [rand(20, 2, 16) for _ in NAMES], cu_seqlens_of(12, 8)
     assert not needs_dispatcher(*inputs)
