@@ -65,15 +65,16 @@ def test_a_pack_of_few_lengths_is_left_to_pytorch(slices, calls, choose_kernels,
     torch.testing.assert_close(fused, tower(scans).last_hidden_state, rtol=0, atol=1e-4)
 
 
-def train(attention):
-    """Losses of six steps on one batch, with the paper's weights."""
+def train(attention, mixed_precision):
+    """Losses of six steps on one batch, with the paper's weights; mixed precision is that of Trainer's `bf16`."""
     model = load_model(attention).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     input_ids = torch.tensor([[*IMAGE, 5, 6, 7, 8, 2], [*IMAGE, 9, 8, 3, 2, 0]], device=DEVICE)
     weights = torch.tensor([[0.0] * 7 + [1, 1, 3, 1], [0.0] * 7 + [3, 1, 1, 0]], device=DEVICE)
     losses = []
     for _ in range(6):
-        loss = model(input_ids=input_ids, pixel_values=random_scans()[:2], labels=input_ids, loss_weights=weights).loss
+        with torch.autocast(torch.device(DEVICE).type, torch.bfloat16, enabled=mixed_precision):
+            loss = model(input_ids=input_ids, pixel_values=random_scans()[:2], labels=input_ids, loss_weights=weights).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -81,13 +82,14 @@ def train(attention):
     return losses
 
 
-def test_a_training_has_the_same_losses(choose_kernels):
+@pytest.mark.parametrize(("mixed_precision", "tolerance"), [(False, 1e-3), (True, 5e-2)], ids=["float32", "mixed"])
+def test_a_training_has_the_same_losses(mixed_precision, tolerance, choose_kernels):
     choose_kernels(TORCH_EXT)
-    fused = train("radfm")
+    fused = train("radfm", mixed_precision)
     choose_kernels(0)
-    plain = train("sdpa")
+    plain = train("sdpa", mixed_precision)
     assert fused[-1] < fused[0]
-    torch.testing.assert_close(torch.tensor(fused), torch.tensor(plain), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(fused), torch.tensor(plain), rtol=tolerance, atol=tolerance)
 
 
 @torch.no_grad()

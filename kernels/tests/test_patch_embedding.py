@@ -51,6 +51,16 @@ def test_one_patch_three_channels_and_odd_sizes(shape, patch_size):
     against_float64(*kernel_and_reference(voxels, patch_size), parameters, torch.float32, NAMES)
 
 
+def test_autocast_does_not_round_the_tokens():
+    voxels = rand(1, 1, 16, 16, 4)
+    parameters = random_parameters(voxels, (8, 8, 4))
+    kernel, _ = kernel_and_reference(voxels, (8, 8, 4))
+    with torch.autocast(voxels.device.type, torch.bfloat16):
+        tokens = kernel(*parameters)
+    assert tokens.dtype == torch.float32
+    assert_close(tokens, kernel(*parameters), torch.float32, "the tokens")
+
+
 def test_patches_of_one_value_and_of_low_contrast():
     """eps decides where the variance is 0; a variance of E[x²] − E[x]² would lose a contrast of 1 in 4,000."""
     voxels = torch.full_like(rand(1, 1, 16, 8, 4), 0.425)

@@ -80,6 +80,18 @@ def test_small_weights_in_float16_keep_their_gradient():
         assert_close(actual, wanted, torch.float16, f"the gradient of {name}")
 
 
+def test_autocast_casts_both_factors():
+    hidden, head = rand(6, 8, dtype=torch.bfloat16).requires_grad_(), rand(11, 8).requires_grad_()
+    labels, weights = random_labels(6, 11)
+    with torch.autocast(hidden.device.type, torch.bfloat16):
+        loss = weighted_cross_entropy(hidden, head, labels, weights)
+    loss.backward()
+    in_16_bits = head.detach().bfloat16().requires_grad_()
+    expected = weighted_cross_entropy(hidden, in_16_bits, labels, weights)
+    assert_close(loss, expected, torch.float32, "the loss")
+    assert_close(head.grad, torch.autograd.grad(expected, in_16_bits)[0], torch.float32, "the gradient of head_weight")
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_input_gets_no_gradient_and_costs_none(frozen, monkeypatch):
     inputs = [rand(6, 8), rand(11, 8)]

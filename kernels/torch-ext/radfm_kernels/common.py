@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,7 @@ except ImportError:
 
 __all__ = [
     "HEAD_DIMS", "LOG2_E", "autotune", "dot_options", "jit", "needs_dispatcher",
-    "runs_triton", "tl", "triton", "use_kernel", "with_unit_stride",
+    "runs_triton", "tl", "triton", "use_kernel", "with_unit_stride", "without_autocast",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,17 @@ def needs_dispatcher(*tensors: torch.Tensor) -> bool:
         return True
     plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
     return not plain or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of an operator whose matrix products keep the dtypes of its arguments; the first argument is a tensor."""
+
+    @wraps(function)
+    def call(tensor: torch.Tensor, *arguments: Any) -> Any:
+        with torch.autocast(tensor.device.type, enabled=False):
+            return function(tensor, *arguments)
+
+    return call
 
 
 def jit(function: Callable[..., None]) -> Any:

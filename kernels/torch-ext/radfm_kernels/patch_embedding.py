@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ._ops import add_op_namespace_prefix
-from .common import jit, needs_dispatcher, tl, triton, use_kernel
+from .common import jit, needs_dispatcher, tl, triton, use_kernel, without_autocast
 
 # Values that a program of `_normalise_kernel` holds in registers, and its warps: four patches of a CT at the paper's size.
 BLOCK_VALUES, NORMALISE_WARPS = 16_384, 8
@@ -213,6 +213,7 @@ def _normalise(voxels: torch.Tensor, weight: torch.Tensor, patch_size: Sequence[
     return matrix
 
 
+@without_autocast
 def _forward(
     voxels: torch.Tensor,
     weight: torch.Tensor,
@@ -250,6 +251,7 @@ def _(voxels: torch.Tensor, weight: torch.Tensor, *rest: Any) -> tuple[torch.Ten
 
 
 @torch.library.custom_op(add_op_namespace_prefix("patch_embedding_backward"), mutates_args=())
+@without_autocast
 def _backward_op(dtokens: torch.Tensor, saved: list[torch.Tensor], patch_size: list[int], eps: float) -> list[torch.Tensor]:
     """Gradients of the seven parameters; `saved` is what `_save_for_backward` keeps."""
     voxels, *parameters, projected = saved

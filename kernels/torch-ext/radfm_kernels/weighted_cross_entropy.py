@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ._ops import add_op_namespace_prefix
-from .common import jit, tl, triton, use_kernel
+from .common import jit, tl, triton, use_kernel, without_autocast
 
 # Logits of a chunk: 2²⁷, which are 256 MB in 16 bits, or 4,194 rows of a vocabulary of 32,000. Every chunk reads and writes
 # the sum of the head's gradient, which is larger, so that smaller chunks cost time.
@@ -84,7 +84,7 @@ def weighted_cross_entropy(
 
     Args:
         hidden_states: (tokens, hidden_size): input of the head, already shifted against the labels.
-        head_weight: (vocab_size, hidden_size), in the dtype of `hidden_states`.
+        head_weight: (vocab_size, hidden_size), in the dtype of `hidden_states`. Under autocast both are cast.
         labels: (tokens,) int64; −100 adds nothing to the loss, but its weight counts in Σ weight.
         loss_weights: (tokens,): weight of each label.
         masked_token_ids: (n,) int64: tokens that are left out of the softmax.
@@ -101,6 +101,10 @@ def weighted_cross_entropy(
         >>> weighted_cross_entropy(hidden_states, head_weight, torch.tensor([4, 7]), torch.tensor([1.0, 3.0]))
         tensor(2.3026)
     """
+    device_type = hidden_states.device.type
+    if torch.is_autocast_enabled(device_type):  # as a Linear does
+        dtype = torch.get_autocast_dtype(device_type)
+        hidden_states, head_weight = hidden_states.to(dtype), head_weight.to(dtype)
     if hidden_states.ndim != 2:
         raise ValueError(f"hidden_states: shape {tuple(hidden_states.shape)} is not (tokens, hidden_size).")
     tokens, hidden_size = hidden_states.shape
@@ -127,6 +131,7 @@ def weighted_cross_entropy(
 
 
 @torch.library.custom_op(add_op_namespace_prefix("weighted_cross_entropy_forward"), mutates_args=())
+@without_autocast
 def _forward_op(
     hidden_states: torch.Tensor,
     head_weight: torch.Tensor,
