@@ -48,12 +48,13 @@ def explain(error: BaseException, repo_id: str, repo_type: str) -> str | None:
         where = f" at {error.filename}" if error.filename else ""
         return f"The disk is full{where}: free some space; {AGAIN}."
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        # The client wraps what ended the upload of one file. Where other uploads share a connection that broke, that is a
-        # RuntimeError of its own ("the client has been closed").
-        return (
-            explain(error.__cause__, repo_id, repo_type)
-            or f"{_reason(error)} {_reason(error.__cause__)} Try again: {AGAIN}."
-        )
+        # The client wraps what ended the upload of one file.
+        cause = error.__cause__
+        if isinstance(cause, RuntimeError | AttributeError) and cause.__cause__ is None:
+            # Uploads share a connection. One that broke is closed under the others: "the client has been closed", or, in
+            # the moment of closing, "'NoneType' object has no attribute 'request'".
+            return f"The connection to the Hub broke ({_reason(cause)}): {AGAIN}."
+        return explain(cause, repo_id, repo_type) or f"{_reason(error)} {_reason(cause)} Try again: {AGAIN}."
     if isinstance(error, HTTPError | ConnectionError | TimeoutError):
         return f"The connection to the Hub broke ({_reason(error)}): {AGAIN}."
     # create_commit raises a plain ValueError where the Hub refuses the front matter of README.md.
