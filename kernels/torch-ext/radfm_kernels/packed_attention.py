@@ -56,6 +56,23 @@ DKDV_CONFIGS = [
 # exp2(x · log2(e)), for which cards have an instruction. Whole tiles are loaded and added without a mask; only what is left
 # of a scan at its end has one.
 @jit
+def _load_tiles(  # type: ignore[no-untyped-def]
+    a_ptrs, b_ptrs,  # (rows, HEAD_DIM): two tensors at the same rows of a scan
+    row_mask,  # (rows,): rows of the scan
+    MASKED: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Both tiles; rows beyond the end of the scan are 0."""
+    if MASKED:
+        a = tl.load(a_ptrs, mask=row_mask[:, None], other=0.0)
+        b = tl.load(b_ptrs, mask=row_mask[:, None], other=0.0)
+    else:
+        a, b = tl.load(a_ptrs), tl.load(b_ptrs)
+    if UPCAST:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return a, b
+
+
+@jit
 def _attend_to_tile(  # type: ignore[no-untyped-def]
     q,  # (BLOCK_M, HEAD_DIM)
     k_ptrs, v_ptrs,  # (BLOCK_N, HEAD_DIM): where the keys and values of the tile lie
@@ -68,13 +85,7 @@ def _attend_to_tile(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Algorithm 1, lines 8 to 10: add one tile of keys, and rescale what was summed before to the new maximum."""
     key_mask = tl.arange(0, BLOCK_N) < keys_left
-    if MASKED:
-        k = tl.load(k_ptrs, mask=key_mask[:, None], other=0.0)
-        v = tl.load(v_ptrs, mask=key_mask[:, None], other=0.0)
-    else:
-        k, v = tl.load(k_ptrs), tl.load(v_ptrs)
-    if UPCAST:
-        k, v = k.to(tl.float32), v.to(tl.float32)
+    k, v = _load_tiles(k_ptrs, v_ptrs, key_mask, MASKED, UPCAST)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if MASKED:
         scores = tl.where(key_mask[None, :], scores, -float("inf"))
@@ -154,13 +165,7 @@ def _add_to_dq(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Algorithm 2, lines 11 to 15, without dk and dv."""
     key_mask = tl.arange(0, BLOCK_N) < keys_left
-    if MASKED:
-        k = tl.load(k_ptrs, mask=key_mask[:, None], other=0.0)
-        v = tl.load(v_ptrs, mask=key_mask[:, None], other=0.0)
-    else:
-        k, v = tl.load(k_ptrs), tl.load(v_ptrs)
-    if UPCAST:
-        k, v = k.to(tl.float32), v.to(tl.float32)
+    k, v = _load_tiles(k_ptrs, v_ptrs, key_mask, MASKED, UPCAST)
     p = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2 - lse[:, None])
     if MASKED:  # a score of 0 beside an lse far below 0 is infinite
         p = tl.where(key_mask[None, :], p, 0.0)
@@ -241,16 +246,13 @@ def _add_to_dk_dv(  # type: ignore[no-untyped-def]
 
     A query beyond the end is all zeros, and adds nothing; a key beyond the end is in a row that is not stored.
     """
+    query_mask = tl.arange(0, BLOCK_M) < queries_left
+    q, do = _load_tiles(q_ptrs, do_ptrs, query_mask, MASKED, UPCAST)
     if MASKED:
-        query_mask = tl.arange(0, BLOCK_M) < queries_left
-        q = tl.load(q_ptrs, mask=query_mask[:, None], other=0.0)
-        do = tl.load(do_ptrs, mask=query_mask[:, None], other=0.0)
         lse = tl.load(lse_ptrs, mask=query_mask, other=0.0)
         delta = tl.load(delta_ptrs, mask=query_mask, other=0.0)
     else:
-        q, do, lse, delta = tl.load(q_ptrs), tl.load(do_ptrs), tl.load(lse_ptrs), tl.load(delta_ptrs)
-    if UPCAST:
-        q, do = q.to(tl.float32), do.to(tl.float32)
+        lse, delta = tl.load(lse_ptrs), tl.load(delta_ptrs)
     p = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2 - lse[None, :])
     dv += tl.dot(p.to(do.dtype), do, input_precision=PRECISION)
     ds = p * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta[None, :])
