@@ -40,7 +40,7 @@ def test_a_model_loads_at_a_revision(model, hub, run_as_stranger):
         for revision in ("v1", model):
             assert "CT" in json.loads(run_as_stranger(ask("me/radfm", revision)).splitlines()[-1])["answer"]
     finally:
-        repository.commit("main", repository.commits[model])
+        repository.branches["main"] = model
 
 
 @pytest.mark.parametrize("gone", [{"HF_ENDPOINT": CLOSED_PORT}, {"HF_ENDPOINT": CLOSED_PORT, "HF_HUB_OFFLINE": "1"}])
@@ -158,7 +158,7 @@ print(rows[0]["images"][0].size)
 """
     answers, size = run_as_stranger(stream).splitlines()[-2:]
     assert answers == "['2D', 'CT']" and size == str(Image.open(dataset.parent / "0.png").size)
-    repository.commit("main", repository.commits[first])
+    repository.branches["main"] = first
     card = repository.files()["README.md"].decode()
     assert "'role': 'user'" in run_as_stranger(python_block(card))
 
