@@ -11,7 +11,7 @@ from radfm.configuration_radfm import RadFMConfig
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
 from .data import load_rows
-from .parts import part_of
+from .parts import in_decoder_layer, part_of
 from .recipe import Recipe
 from .run import load_base, make_arguments, make_plan, resolve_base
 from .stream import Shards
@@ -40,7 +40,7 @@ def describe_training(recipe: Recipe) -> Iterator[str]:
         shards = Shards(recipe.data, "train")
         yield f"data: {shards.rows:,} rows in {len(shards.groups):,} row groups, streamed"
         yield f"steps: {args.max_steps:,} ({args.gradient_accumulation_steps} micro-batches each on {args.world_size} ranks)"
-        yield from _describe_memory(recipe, *_parameters(config, recipe))
+        yield from _describe_memory(recipe, args, *_parameters(config, recipe))
         yield "time: not known for a stream, whose patches and tokens are not counted before; plan with streaming=false"
         return
     rows = load_rows(recipe.data, "train")
@@ -51,8 +51,8 @@ def describe_training(recipe: Recipe) -> Iterator[str]:
     scans, accumulation = sum(map(len, rows["shapes"])), args.gradient_accumulation_steps
     yield f"data: {len(rows):,} rows, {scans:,} scans; an epoch has {patches:,} patches and {tokens:,} tokens"
     yield f"steps: {steps:,} ({steps_per_epoch:,} an epoch, {accumulation} micro-batches each on {args.world_size} ranks)"
-    sizes, trained = _parameters(config, recipe)
-    yield from _describe_memory(recipe, sizes, trained)
+    sizes, trained, frozen_matrices = _parameters(config, recipe)
+    yield from _describe_memory(recipe, args, sizes, trained, frozen_matrices)
     flops = _flops_of_epoch(sizes, trained, patches, tokens, args) * steps / max(steps_per_epoch, 1)
     rate = _matmul_rate(args)
     seconds = flops / (rate * REACHED * args.world_size)
@@ -60,20 +60,31 @@ def describe_training(recipe: Recipe) -> Iterator[str]:
     yield f"time: about {_duration(seconds)} if half of the {rate_text} is reached"
 
 
-def _describe_memory(recipe: Recipe, sizes: dict[str, int], trained: dict[str, int]) -> Iterator[str]:
+def _describe_memory(
+    recipe: Recipe, args: TrainingArguments, sizes: dict[str, int], trained: dict[str, int], frozen_matrices: int
+) -> Iterator[str]:
     total, learning = sum(sizes.values()), sum(trained.values())
     yield f"parameters: {total / 1e6:,.1f} M, {learning / 1e6:,.1f} M of them trained"
-    weight_bytes = sum(n * (recipe.bits / 8 if recipe.bits and part == "decoder" else 4) for part, n in sizes.items())
-    memory = weight_bytes + learning * 4 * (1 + ADAM_STATES)
+    if recipe.bits is not None:
+        frozen_bytes = recipe.bits / 8
+    else:
+        frozen_bytes = 2 if args.bf16 and "lora" in recipe.parts.model_dump().values() else 4
+    adapters = sum(count for part, count in trained.items() if getattr(recipe.parts, part) == "lora")
+    weights = (total + adapters - frozen_matrices) * 4 + frozen_matrices * frozen_bytes
+    memory = weights + learning * 4 * (1 + ADAM_STATES)
     yield f"memory: {memory / 1e9:,.2f} GB for weights, gradients and optimiser on one device, and activations beside it"
 
 
-def _parameters(config: RadFMConfig, recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters of each part, and how many of them are trained; adapters count by their rank."""
+def _parameters(config: RadFMConfig, recipe: Recipe) -> tuple[dict[str, int], dict[str, int], int]:
+    """Parameters of each part; how many of each are trained, adapters by their rank; frozen matrices of the decoder.
+
+    Those matrices are stored in `bits` or, below adapters, in bfloat16 (`parts.store_frozen_decoder_in_bfloat16`).
+    """
     with torch.device("meta"):
         model = RadFMForConditionalGeneration(config)
     sizes = dict.fromkeys(("decoder", "vision_tower", "perceiver", "projector"), 0)
     trained = dict(sizes)
+    frozen_matrices = 0
     for name, parameter in model.named_parameters():
         part = part_of(name)
         sizes[part] += parameter.numel()
@@ -82,7 +93,9 @@ def _parameters(config: RadFMConfig, recipe: Recipe) -> tuple[dict[str, int], di
             trained[part] += parameter.numel()
         elif how == "lora" and parameter.ndim == 2 and ".layers." in name:
             trained[part] += recipe.lora.r * sum(parameter.shape)
-    return sizes, trained
+        if how != "full" and parameter.ndim == 2 and in_decoder_layer(name):
+            frozen_matrices += parameter.numel()
+    return sizes, trained, frozen_matrices
 
 
 def _flops_of_epoch(

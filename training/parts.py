@@ -28,6 +28,11 @@ def part_of(name: str) -> str:
     return next(part for part, prefix in PART_PREFIXES.items() if re.match(prefix, name))
 
 
+def in_decoder_layer(name: str) -> bool:
+    """Whether a parameter or module belongs to a transformer layer of the decoder, so not to its embedding or head."""
+    return part_of(name) == "decoder" and ".layers." in name
+
+
 def lora_targets(model: PreTrainedModel, recipe: Recipe) -> list[str]:
     """Full names of the linear layers that get an adapter: those of transformer layers of the parts with `lora`.
 
@@ -68,6 +73,18 @@ def set_trainable_parts(model: PreTrainedModel, recipe: Recipe) -> PreTrainedMod
         revision=recipe.revision,
     )
     return get_peft_model(model, config)
+
+
+def store_frozen_decoder_in_bfloat16(model: PeftModel) -> None:
+    """Convert the frozen linear layers of the decoder to bfloat16, for a training under autocast to bfloat16.
+
+    Autocast converts their weights in each product, so no loss and no gradient changes; the decoder takes half the memory.
+    Embedding, norms and head keep float32, in which they are computed, and so do adapters. Layers in 4 or 8 bits stay.
+    """
+    modules = model.get_base_model().named_modules()
+    for linear in [module for name, module in modules if isinstance(module, nn.Linear) and in_decoder_layer(name)]:
+        if linear.weight.dtype == torch.float32 and not linear.weight.requires_grad:
+            linear.to(torch.bfloat16)
 
 
 def keep_frozen_parts_in_eval(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import hf_hub_download
+from peft import PeftModel
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME
@@ -24,7 +25,7 @@ from .data import load_rows
 from .examples import ExampleDataset, row_cost
 from .faults import explain_faults
 from .mixture import draws_per_epoch
-from .parts import set_trainable_parts
+from .parts import set_trainable_parts, store_frozen_decoder_in_bfloat16
 from .patch_cache import PatchCache, encode_scans, take_cached_patches
 from .recipe import Recipe, RecipeError
 from .stream import Shards, StreamedBatches, load_places, stream_file
@@ -170,6 +171,8 @@ def _train(recipe: Recipe, args: TrainingArguments, out: Path) -> None:
         assert isinstance(train_dataset, ExampleDataset)
         use_patch_cache(recipe, args, base, collator, [train_dataset, *([evaluation] if evaluation else [])])
     model = set_trainable_parts(base, recipe)
+    if args.bf16 and isinstance(model, PeftModel):  # without adapters these weights are saved, and keep their precision
+        store_frozen_decoder_in_bfloat16(model)
     trainer = RadFMTrainer(
         model=model,
         args=args,

@@ -14,11 +14,12 @@ from radfm.cli.chat import load_model
 from radfm.cli.common import find_model
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 from radfm.processing_radfm import RadFMProcessor
+from radfm.training import run
 from radfm.training.collator import Collator
 from radfm.training.data import load_rows
 from radfm.training.examples import ExampleDataset
 from radfm.training.faults import TrainingError
-from radfm.training.parts import part_of, set_trainable_parts
+from radfm.training.parts import part_of, set_trainable_parts, store_frozen_decoder_in_bfloat16
 from radfm.training.recipe import Loss, RecipeError, load_recipe
 from radfm.training.run import make_arguments, make_plan, resolve_base, train
 from radfm.training.trainer import RadFMTrainer
@@ -121,6 +122,22 @@ def test_lora_trains_adapters_and_the_projector_alone(base, data, tmp_path):
     assert {part_of(name.removeprefix("base_model.model.")) for name in trained} == {
         "decoder", "vision_tower", "perceiver", "projector",
     }  # fmt: skip
+
+
+def test_a_frozen_decoder_in_bfloat16_changes_no_adapter(base, data, tmp_path, monkeypatch):
+    """Autocast multiplies in bfloat16 anyway; what is trained, and what is not a product, keeps float32."""
+    options = ("training.bf16=true", "training.max_steps=3", "training.learning_rate=2e-3")
+    narrow = train(recipe_for(base, data, tmp_path / "narrow", *options))
+    stored = []
+    monkeypatch.setattr(run, "store_frozen_decoder_in_bfloat16", stored.append)
+    wide = train(recipe_for(base, data, tmp_path / "wide", *options))
+    assert (narrow / "adapter_model.safetensors").read_bytes() == (wide / "adapter_model.safetensors").read_bytes()
+    model = stored[0]
+    store_frozen_decoder_in_bfloat16(model)
+    halved = {name.replace(".base_layer", "") for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    layers = "base_model.model.model.language_model.layers."
+    assert halved and all(name.startswith(layers) and name.endswith("_proj.weight") for name in halved)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_an_adapter_loads_through_the_auto_classes(base, data, tmp_path):
