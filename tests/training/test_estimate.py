@@ -15,7 +15,7 @@ from radfm.training.parts import in_decoder_layer, set_trainable_parts
 from radfm.training.recipe import Recipe
 
 
-def plan(recipe: Recipe) -> dict[str, str]:
+def plan_lines(recipe: Recipe) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in estimate.describe_training(recipe))
 
 
@@ -36,7 +36,7 @@ def test_the_memory_of_a_plan_is_that_of_the_weights(large_base, data, tmp_path,
     options = {4: [], 2: ["training.bf16=true"], 0.5: ["bits=4"]}[bytes_of_frozen]
     recipe = recipe_for(large_base, data, tmp_path, *options)
     monkeypatch.setattr(estimate, "MATMUL_SECONDS", 0.01)
-    said = plan(recipe)
+    lines = plan_lines(recipe)
     with torch.device("meta"):
         model = RadFMForConditionalGeneration(RadFMConfig.from_pretrained(large_base))
         model = set_trainable_parts(model, recipe).get_base_model()
@@ -45,12 +45,14 @@ def test_the_memory_of_a_plan_is_that_of_the_weights(large_base, data, tmp_path,
     # PEFT keeps a frozen copy of the projector beside the one that is trained.
     others = sum(size for name, size in sizes.items() if "projector.original_module" not in name) - frozen
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert said["parameters"].endswith(f" M, {trained / 1e6:.1f} M of them trained")
-    assert said["memory"].startswith(f"{(frozen * bytes_of_frozen + others * 4 + trained * 16) / 1e9:.2f} GB for weights")
+    assert lines["parameters"].endswith(f" M, {trained / 1e6:.1f} M of them trained")
+    assert lines["memory"].startswith(f"{(frozen * bytes_of_frozen + others * 4 + trained * 16) / 1e9:.2f} GB for weights")
 
 
 def test_a_plan_counts_rows_scans_patches_and_steps(base, data, tmp_path, monkeypatch):
     monkeypatch.setattr(estimate, "MATMUL_SECONDS", 0.01)
-    said = plan(recipe_for(base, data, tmp_path, "training.num_train_epochs=3", "training.per_device_train_batch_size=3"))
-    assert said["data"].startswith("7 rows, 7 scans; an epoch has ")
-    assert said["steps"].startswith("9 (3 an epoch, ")
+    lines = plan_lines(
+        recipe_for(base, data, tmp_path, "training.num_train_epochs=3", "training.per_device_train_batch_size=3")
+    )
+    assert lines["data"].startswith("7 rows, 7 scans; an epoch has ")
+    assert lines["steps"].startswith("9 (3 an epoch, ")
