@@ -26,7 +26,7 @@ help:
 	@echo "make coverage          which lines the tests run, child processes included; HTML in build/coverage/"
 	@echo "make mutants           plant one-line faults and see that the tests catch each of them"
 	@echo "make fuzz              read damaged scans for a minute"
-	@echo "make demo-checkpoint   train the demo checkpoint (estimated at an hour and a half of a free core; resumes where it stopped)"
+	@echo "make demo-checkpoint   train a demo checkpoint from nothing (an hour and a half of a core; resumes where it stopped; see training/demo/README.md)"
 	@echo "make kernels-build     write the kernels as a kernel repository of the Hub, in kernels/build/"
 	@echo "make setup             the virtual environment alone"
 	@echo "make clean             remove what the other targets made, except the state of a training"
