@@ -11,7 +11,7 @@ from radfm.configuration_radfm import RadFMConfig
 from radfm.modeling_radfm import RadFMForConditionalGeneration
 
 from .data import load_rows
-from .parts import in_decoder_layer, part_of
+from .parts import part_of
 from .recipe import Recipe
 from .run import load_base, make_arguments, make_plan, resolve_base
 from .stream import Shards
@@ -65,12 +65,9 @@ def _describe_memory(
 ) -> Iterator[str]:
     total, learning = sum(sizes.values()), sum(trained.values())
     yield f"parameters: {total / 1e6:,.1f} M, {learning / 1e6:,.1f} M of them trained"
-    if recipe.bits is not None:
-        frozen_bytes = recipe.bits / 8
-    else:
-        frozen_bytes = 2 if args.bf16 and "lora" in recipe.parts.model_dump().values() else 4
+    frozen_bits = recipe.bits or (16 if args.bf16 and recipe.parts.has_adapters else 32)
     adapters = sum(count for part, count in trained.items() if getattr(recipe.parts, part) == "lora")
-    weights = (total + adapters - frozen_matrices) * 4 + frozen_matrices * frozen_bytes
+    weights = (total + adapters - frozen_matrices) * 4 + frozen_matrices * frozen_bits / 8
     memory = weights + learning * 4 * (1 + ADAM_STATES)
     yield f"memory: {memory / 1e9:,.2f} GB for weights, gradients and optimiser on one device, and activations beside it"
 
@@ -91,10 +88,11 @@ def _parameters(config: RadFMConfig, recipe: Recipe) -> tuple[dict[str, int], di
         how = getattr(recipe.parts, part)
         if how == "full":
             trained[part] += parameter.numel()
-        elif how == "lora" and parameter.ndim == 2 and ".layers." in name:
-            trained[part] += recipe.lora.r * sum(parameter.shape)
-        if how != "full" and parameter.ndim == 2 and in_decoder_layer(name):
-            frozen_matrices += parameter.numel()
+        elif parameter.ndim == 2 and ".layers." in name:
+            if how == "lora":
+                trained[part] += recipe.lora.r * sum(parameter.shape)
+            if part == "decoder":
+                frozen_matrices += parameter.numel()
     return sizes, trained, frozen_matrices
 
 

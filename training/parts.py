@@ -57,7 +57,7 @@ def set_trainable_parts(model: PreTrainedModel, recipe: Recipe) -> PreTrainedMod
     for name, parameter in model.named_parameters():
         full = getattr(recipe.parts, part_of(name)) == "full" and torch.is_floating_point(parameter)
         parameter.requires_grad_(full)
-    if "lora" not in recipe.parts.model_dump().values():
+    if not recipe.parts.has_adapters:
         return model
     targets = lora_targets(model, recipe)
     if recipe.parts.decoder == "lora" and not any(part_of(name) == "decoder" for name in targets):

@@ -55,6 +55,11 @@ class Parts(Block):
     projector: Literal["full", "frozen"] = Field("full", description="the linear layer from vision width to decoder width")
     decoder_frozen_epochs: float = Field(0.0, ge=0, description="epochs at the start in which the decoder is frozen")
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether a part is trained by LoRA."""
+        return "lora" in (self.decoder, self.vision_tower, self.perceiver)
+
 
 class Lora(Block):
     """Low-rank adapters (arXiv 2106.09685)."""
@@ -256,9 +261,8 @@ def _check_parts(recipe: Recipe) -> None:
         raise RecipeError(f"bits={recipe.bits}: a quantised decoder cannot be trained in full; set parts.decoder=lora.")
     if recipe.parts.decoder != "full" and recipe.parts.decoder_frozen_epochs:
         raise RecipeError("parts.decoder_frozen_epochs: only a decoder that is trained in full can start frozen.")
-    adapted = "lora" in (recipe.parts.decoder, recipe.parts.vision_tower, recipe.parts.perceiver)
     for part in ("decoder", "vision_tower"):
-        if adapted and getattr(recipe.parts, part) == "full":
+        if recipe.parts.has_adapters and getattr(recipe.parts, part) == "full":
             raise RecipeError(
                 f"parts.{part}=full: beside adapters only projector and perceiver are trained in full; set lora."
             )

@@ -47,7 +47,7 @@ def check_hub_id(recipe: Recipe) -> None:
     if not is_hub_id(recipe.hub_id):
         raise RecipeError(f"hub_id={recipe.hub_id}: is no Hub id; write OWNER/NAME.")
     base = resolve_base(recipe).model
-    if recipe.stages is None and "lora" in recipe.parts.model_dump().values() and Path(base).is_dir():
+    if recipe.stages is None and recipe.parts.has_adapters and Path(base).is_dir():
         raise RecipeError(
             f"hub_id={recipe.hub_id}: adapters need their base model, and nobody else has {base}. "
             "Push it first (radfm push model FOLDER OWNER/NAME) and train with model=OWNER/NAME."

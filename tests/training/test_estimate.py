@@ -21,7 +21,7 @@ def plan_lines(recipe: Recipe) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def large_base(base, tmp_path_factory) -> Path:
-    """The files of `base` but the weights, with a decoder of 0.5 billion parameters in its config."""
+    """The files of `base` but the weights, with a decoder of some 0.6 billion parameters in its config."""
     folder = tmp_path_factory.mktemp("large")
     shutil.copytree(base, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text())
